@@ -1,0 +1,1 @@
+"""Reliability for Dramatiq on any broker."""
