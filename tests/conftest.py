@@ -15,7 +15,7 @@ pytest_plugins = ["reliq.testing.plugin"] if importlib.util.find_spec("reliq.tes
 # Suites that other test modules import: their asserts should explain themselves as a test's do.
 pytest.register_assert_rewrite("tests.transport.contract", "tests.stores.contract")
 
-# The same examples on every run, so that a red run is red again; `make test-full` looks further, and prints how
+# The same examples on every run, so that a red run is red again; `make test-full` looks further and prints how
 # to repeat what it finds. No deadline: a loaded machine is not a bug.
 hypothesis.settings.register_profile("check", derandomize=True, deadline=None, max_examples=100)
 hypothesis.settings.register_profile("full", deadline=None, max_examples=2_000, print_blob=True)
