@@ -10,7 +10,7 @@ import os
 import hypothesis
 import pytest
 
-pytest_plugins = ["reliq.testing.plugin"] if importlib.util.find_spec("reliq.testing") else []
+pytest_plugins = ["reliq.testing.plugin"] if importlib.util.find_spec("reliq.testing.plugin") else []
 
 # Suites that other test modules import: their asserts should explain themselves as a test's do.
 pytest.register_assert_rewrite("tests.transport.contract", "tests.stores.contract")
