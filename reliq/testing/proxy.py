@@ -118,13 +118,23 @@ class FaultProxy:
     # -- faults of one request
 
     def drop_requests(
-        self, match: Match, *, nth: int = 1, every: bool = False, limit: int | None = None
+        self,
+        match: Match,
+        *,
+        nth: int = 1,
+        every: bool = False,
+        limit: int | None = None,
     ) -> Rule:
         """Lose the n-th matching request: it never reaches the server, and its connection is cut."""
         return self._add("drop_request", match, nth=nth, every=every, limit=limit)
 
     def drop_replies(
-        self, match: Match, *, nth: int = 1, every: bool = False, limit: int | None = None
+        self,
+        match: Match,
+        *,
+        nth: int = 1,
+        every: bool = False,
+        limit: int | None = None,
     ) -> Rule:
         """Lose the reply to the n-th matching request: the server executes it, then the connection is cut.
 
