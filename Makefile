@@ -32,7 +32,7 @@ test-full: lint server .venv/.oldest ## the long forms too, then the tests again
 	@$(PYTEST) --collect-only -q -m full || test $$? -eq 5
 	RELIQ_HYPOTHESIS=full $(PYTEST) $(SIDE_BY_SIDE) -m "" --timeout 1800 $(PYTEST_ARGS)
 	@echo "and again on: $$(cat .venv/.oldest)"
-	PYTHONPATH=.venv/oldest $(PYTEST) $(SIDE_BY_SIDE) -W default $(PYTEST_ARGS)
+	PYTHONPATH=$(CURDIR)/.venv/oldest $(PYTEST) $(SIDE_BY_SIDE) -W default $(PYTEST_ARGS)
 
 bench: .venv/.dev server ## throughput against bare Dramatiq, counts verified in the broker (BENCH_ARGS=--help)
 	$(BIN)/python benchmarks/throughput.py $(BENCH_ARGS)

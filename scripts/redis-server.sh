@@ -14,6 +14,6 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "$said" | tail -n 5 >&2
 fi
 .venv/bin/python -c 'from reliq.testing.redis_binary import find_redis; find_redis()' 2>/dev/null && exit 0
-echo "The tests need a real Redis. Install redis-server or valkey-server (Debian: apt-get install redis-server; with" \
-    "Docker: see compose.yaml), or set RELIQ_TEST_REDIS_BINARY to the path of the program." >&2
+echo "The tests need a real Redis. Install redis-server or valkey-server (Debian: apt-get install redis-server)," \
+    "or set RELIQ_TEST_REDIS_BINARY to the path of the program." >&2
 exit 1
