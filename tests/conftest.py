@@ -4,13 +4,12 @@ The fixtures themselves (servers, proxies, stock workers) live in `reliq/testing
 reliq get the same ones. Nothing but settings belongs here.
 """
 
-import importlib.util
 import os
 
 import hypothesis
 import pytest
 
-pytest_plugins = ["reliq.testing.plugin"] if importlib.util.find_spec("reliq.testing.plugin") else []
+pytest_plugins = ["reliq.testing.plugin"]
 
 # Suites that other test modules import: their asserts should explain themselves as a test's do.
 pytest.register_assert_rewrite("tests.transport.contract", "tests.stores.contract")
