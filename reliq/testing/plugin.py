@@ -1,8 +1,8 @@
 """Pytest fixtures for real servers, proxies and workers.
 
 Callers: a test suite's `conftest.py`: `pytest_plugins = ["reliq.testing.plugin"]`.
-Guarantee: what a fixture started is gone after the test; a missing server program is a failure that says what to
-install, never a skip; a failed test shows the end of its workers' logs.
+Guarantee: what a fixture started is gone after the test; a missing server program is a failure that says what
+to install, never a skip; a failed test shows the end of its workers' logs.
 """
 
 from __future__ import annotations

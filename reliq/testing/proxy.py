@@ -240,7 +240,7 @@ class FaultProxy:
         with self._lock:
             self._connections += 1
             self._links.add(link)
-        link.start()
+            link.start()  # within the lock: `cut` joins whatever it finds in the set
 
 
 class _Listener:

@@ -234,7 +234,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            probe = redis.Redis.from_url(self.url, socket_timeout=1, **self._login())
+            probe = redis.Redis.from_url(self.url, socket_timeout=0.3, **self._login())
             try:
                 # A foreign server on our port would answer a PING too; its process id gives it away.
                 info: Any = probe.info("server")
