@@ -19,9 +19,10 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
+
+from ..policy.foreign import attribute, is_a, item, leaves
 
 T = TypeVar("T")
 
@@ -32,9 +33,7 @@ TRACEBACK_FRAMES = 30
 CAUSES = 10
 
 _CUT = "[...]\n"
-
-#: Groups may hold groups; a group that holds itself ends here.
-_GROUP_DEPTH = 32
+_CLIENT_ERROR = "botocore.exceptions.ClientError"
 
 #: C0 but newline and tab, DEL, C1, and surrogates, which no UTF-8 encoder takes.
 _UNSAFE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)])
@@ -119,14 +118,13 @@ def _quietly(ask: Callable[[], T], otherwise: T) -> T:
 
 
 def _full_name(error: BaseException | type[BaseException]) -> str:
-    # type(), not isinstance(), here and below: isinstance() would ask a hostile `__class__` property.
-    if issubclass(type(error), type):
+    if is_a(error, type):
         return _class_name(cast(type, error))
     leaf = _leaf(cast(BaseException, error))
-    for cls in type(leaf).__mro__:
-        if _class_name(cls) == "botocore.exceptions.ClientError":
-            code = _quietly(lambda: _aws_code(leaf), "")
-            return f"botocore.exceptions.ClientError:{code}" if code else "botocore.exceptions.ClientError"
+    # botocore makes a class per error code and service at run time, all of them ClientErrors.
+    if _CLIENT_ERROR in map(_class_name, type.mro(type(leaf))):
+        code = item(attribute(leaf, "response"), "Error", "Code")
+        return f"{_CLIENT_ERROR}:{''.join(_safe(code).split())}" if is_a(code, str) else _CLIENT_ERROR
     return _class_name(type(leaf))
 
 
@@ -137,27 +135,8 @@ def _class_name(cls: type) -> str:
     return name if module in ("builtins", "") else f"{module}.{name}"
 
 
-def _aws_code(error: BaseException) -> str:
-    code = getattr(error, "response")["Error"]["Code"]  # noqa: B009 - not an attribute of BaseException
-    return "".join(_safe(code).split()) if isinstance(code, str) else ""
-
-
 def _leaf(error: BaseException) -> BaseException:
-    """The first leaf of a group, of an exception that is none itself."""
-    for _ in range(_GROUP_DEPTH):
-        first = _quietly(partial(_first_member, error), None)
-        if first is None:
-            break
-        error = first
-    return error
-
-
-def _first_member(error: BaseException) -> BaseException | None:
-    # By its attribute: 3.10 has no builtin class, and its backport and trio's old groups have their own.
-    members = getattr(error, "exceptions", None)
-    if isinstance(members, (list, tuple)) and members and _is_exception(members[0]):
-        return cast(BaseException, members[0])
-    return None
+    return leaves(error)[0]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -174,15 +153,11 @@ def _before(error: BaseException) -> BaseException | None:
     cause = _own(error, "__cause__")
     if cause is None and not _own(error, "__suppress_context__"):
         cause = _own(error, "__context__")
-    return cause if _is_exception(cause) else None
+    return cause if is_a(cause, BaseException) else None
 
 
 def _own(error: BaseException, slot: str) -> Any:
     return _quietly(lambda: BaseException.__dict__[slot].__get__(error), None)
-
-
-def _is_exception(value: Any) -> bool:
-    return issubclass(type(value), BaseException)
 
 
 def _text(error: BaseException) -> str:
