@@ -1,1 +1,78 @@
-"""Reliability for Dramatiq on any broker."""
+"""Reliability for Dramatiq on any broker.
+
+    import dramatiq, reliq
+    from dramatiq.brokers.redis import RedisBroker
+
+    broker = RedisBroker(url="redis://localhost:6379/0")
+    reliq.install(broker)
+    dramatiq.set_broker(broker)
+
+The names below are loaded on first use: importing reliq imports no client library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name -> the module that defines it. The one list: `__all__`, `dir()` and the docs follow it.
+_WHERE = {
+    "DeadLetters": "reliq.middleware.dead_letters",
+    "Defer": "reliq.errors",
+    "Delivery": "reliq.middleware.delivery",
+    "Finding": "reliq.transport.base",
+    "Install": "reliq.wiring",
+    "LetterError": "reliq.errors",
+    "NotSupported": "reliq.errors",
+    "OptionError": "reliq.errors",
+    "Permanent": "reliq.errors",
+    "Retries": "reliq.middleware.retries",
+    "WiringError": "reliq.errors",
+    "Without": "reliq.wiring",
+    "check": "reliq.wiring",
+    "install": "reliq.wiring",
+    "transient": "reliq.policy.transient",
+}
+
+__all__ = [  # noqa: PLE0604, RUF100
+    "DeadLetters",
+    "Defer",
+    "Delivery",
+    "Finding",
+    "Install",
+    "LetterError",
+    "NotSupported",
+    "OptionError",
+    "Permanent",
+    "Retries",
+    "WiringError",
+    "Without",
+    "__version__",
+    "check",
+    "install",
+    "transient",
+]
+
+if TYPE_CHECKING:
+    from .errors import Defer, LetterError, NotSupported, OptionError, Permanent, WiringError
+    from .middleware.dead_letters import DeadLetters
+    from .middleware.delivery import Delivery
+    from .middleware.retries import Retries
+    from .policy.transient import transient
+    from .transport.base import Finding
+    from .wiring import Install, Without, check, install
+
+
+def __getattr__(name: str) -> Any:
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module 'reliq' has no attribute {name!r}")
+    value = getattr(import_module(where), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,57 @@
+"""What a user raises, catches or reads: the exceptions of reliq.
+
+Callers: actors (`Permanent`, `Defer`), applications (`OptionError`, `NotSupported`, `WiringError`), the command line.
+Guarantee: every text names the thing that is wrong and ends in what to do.
+"""
+
+from __future__ import annotations
+
+from dramatiq.errors import Retry
+from dramatiq.middleware import MiddlewareError
+
+
+class Permanent(Exception):
+    """Trying again cannot help: the message goes straight to the dead letters, reason `permanent`.
+
+    Raise it (`raise Permanent("no such customer") from exc`) or wrap what failed (`raise Permanent(exc)`).
+    """
+
+    def __init__(self, why: object = "") -> None:
+        super().__init__(why)
+        if isinstance(why, BaseException):
+            self.__cause__ = why
+
+
+class Defer(Retry):
+    """Run the message later without spending a retry.
+
+    `delay` is in milliseconds; without one it waits min(30 s, 1 s * 2^deferrals) * U(1, 2).
+    What a message may spend deferred in all is bounded by the option `defer_max`.
+    """
+
+    def __init__(self, message: str = "", delay: int | None = None) -> None:
+        super().__init__(message, delay)
+
+
+class OptionError(MiddlewareError, ValueError):
+    """An option of an actor, a message or a part has a value that cannot work.
+
+    A `MiddlewareError`, so that Dramatiq lets it through when an actor is declared.
+    """
+
+
+class WiringError(MiddlewareError):
+    """The middlewares of a broker stand in an order, or a company, that cannot work."""
+
+
+class NotSupported(TypeError):
+    """No transport of reliq can serve this broker as it is."""
+
+
+class LetterError(ValueError):
+    """A dead letter that is not there, or that cannot be replayed as it is."""
+
+
+# The names users see in logs and letters are the ones they import.
+for _class in (Permanent, Defer, OptionError, WiringError, NotSupported, LetterError):
+    _class.__module__ = "reliq"

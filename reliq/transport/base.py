@@ -1,0 +1,329 @@
+"""The interface between the features and a broker: what a transport promises, and what it is told.
+
+One implementation per kind of broker lives in a folder beside this file and passes `tests/transport/contract.py`.
+Callers: `wiring.py` (attach, configure), Dramatiq through the methods replaced on the broker, the desk and the
+command line (letters, depths). Features know this interface and never a client library.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from dramatiq.broker import Broker, Consumer, MessageProxy
+from dramatiq.encoder import Encoder
+from dramatiq.message import Message, get_encoder
+
+from ..errors import NotSupported, OptionError
+from ..message.letter import DeadLetter
+from .settling import Publish, Settlement, outgoing
+from .signals import Signals, ending_message
+
+if TYPE_CHECKING:
+    from dramatiq.worker import Worker
+
+B = TypeVar("B", bound=Broker)
+
+#: Suffixes that brokers, Dramatiq and reliq give to queues of their own.
+RESERVED_SUFFIXES = (".dead", ".discarded", ".delayed", ".DQ", ".XQ")
+
+
+class LetterPolicy(Protocol):
+    """What the part `DeadLetters` says of dead letters; `KeepAll` where there is no such part."""
+
+    retention_ms: int | None
+
+    def wanted(self, options: Mapping[str, Any], actor: str | None) -> bool:
+        """Whether a letter is kept for a message of `actor` with these options."""
+        ...
+
+    def announcements(self, letter: dict[str, Any], actor: str | None) -> list[Message[Any]]:
+        """Messages to send in the same step as the letter."""
+        ...
+
+
+class KeepAll:
+    """Every letter is kept, none is announced."""
+
+    retention_ms: int | None = None
+
+    def wanted(self, options: Mapping[str, Any], actor: str | None) -> bool:
+        """Always."""
+        return True
+
+    def announcements(self, letter: dict[str, Any], actor: str | None) -> list[Message[Any]]:
+        """None."""
+        return []
+
+
+@dataclass
+class Settings:
+    """What the part `Delivery` and `install` decide for a transport. Times in ms."""
+
+    send_timeout_ms: int = 3_000
+    lease_ms: int = 10_000
+    heartbeat_ms: int | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    unknown_actor_grace_ms: int = 600_000
+    version: str | None = None
+    redact: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+    @property
+    def beat_every_ms(self) -> float:
+        """How often a worker says that it lives."""
+        return self.heartbeat_ms if self.heartbeat_ms is not None else self.lease_ms / 4
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many messages a queue holds, by state. None = cannot be known. `oldest_age_ms` is of the ready ones."""
+
+    queue: str
+    ready: int | None
+    unacked: int | None
+    delayed: int | None
+    dead: int | None
+    oldest_age_ms: int | None = None
+    consumers: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `check` looked at: its verdict is "ok", "failed" or "unknown"; `fix` says what to do."""
+
+    check: str
+    broker: str
+    severity: str
+    verdict: str
+    found: str
+    why: str
+    fix: str
+
+
+class Transport(ABC, Generic[B]):
+    """The reliable way to and from one live broker."""
+
+    #: The word for this kind of broker in letters, logs and tables.
+    kind: ClassVar[str]
+    #: The largest body, in bytes, that the broker takes; None = no limit that matters.
+    max_body: int | None = None
+    #: Whether delays outlive this process.
+    durable_delays: ClassVar[bool] = True
+
+    def __init__(self, broker: B) -> None:
+        self.broker = broker
+        self.settings = Settings()
+        self.letters: LetterPolicy = KeepAll()
+        self.signals = Signals(broker)
+        #: True from the moment a worker begins to stop: nothing more is fetched, what cannot settle is let go.
+        self.draining = False
+        self._prepare: Callable[[Message[Any]], Message[Any]] | None = getattr(broker, "prepare", None)
+        self._restore: Callable[[Message[Any]], Message[Any]] | None = getattr(broker, "restore", None)
+
+    # -- attaching ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def serves(cls, broker: Broker) -> bool:
+        """Whether `broker` is of this transport's kind."""
+
+    @classmethod
+    @abstractmethod
+    def stock_class(cls) -> type[Broker]:
+        """Dramatiq's class for this kind of broker, whose `enqueue` and `consume` this transport stands in for."""
+
+    def attach(self) -> None:
+        """Put this transport in the place of the broker's own methods, on the instance. Opens nothing."""
+        self._refuse_overrides()
+        for name in ("consume", "enqueue", "join", "flush", "flush_all"):
+            setattr(self.broker, name, getattr(self, name))
+        self.broker.emit_before = self.signals.emit_before  # type: ignore[method-assign]
+        self.broker.emit_after = self.signals.emit_after  # type: ignore[method-assign]
+
+    def _refuse_overrides(self) -> None:
+        cls, stock = type(self.broker), self.stock_class()
+        if self._prepare and self._restore:
+            return
+        for name in ("enqueue", "consume"):
+            if getattr(cls, name) is not getattr(stock, name):
+                raise NotSupported(
+                    f"{cls.__module__}.{cls.__qualname__} overrides {name!r}, which reliq replaces: what it does "
+                    f"there would silently not happen. Define prepare(message) -> Message (called before encoding) "
+                    f"and restore(message) -> Message (called after decoding) on the class instead."
+                )
+
+    # -- encoding ----------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> Encoder:
+        """The application's encoder."""
+        return get_encoder()
+
+    def encode(self, message: Message[Any]) -> bytes:
+        """The body of `message`."""
+        return (self._prepare(message) if self._prepare else message).encode()
+
+    def restored(self, message: Message[Any]) -> Message[Any]:
+        """A decoded message as the application knows it."""
+        return self._restore(message) if self._restore else message
+
+    @abstractmethod
+    def envelope(self, message: Message[Any], delay_ms: int | None) -> Message[Any]:
+        """A copy of `message` with what this broker needs in the options of one it is given."""
+
+    def now_ms(self) -> int:
+        """The time that delays are counted from, in ms since the epoch, rounded up: a delay is never short."""
+        return int(time.time() * 1000) + 1
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Stands in for `Broker.enqueue`. While a message ends on this thread, what its callbacks send joins its
+        settle; else it is published, and `ConnectionClosed` raised within `send_timeout` where that fails."""
+        check_delay(message, delay)
+        ending = ending_message()
+        if ending is not None and ending.captured is not None and ending.consumer.transport is self:
+            return self.capture(ending.captured, message, delay)
+        publish = outgoing(self, message, delay)
+        self.publish(publish)
+        self.broker.emit_after("enqueue", publish.message, delay)
+        return publish.message
+
+    def capture(self, captured: list[Any], message: Message[Any], delay: int | None) -> Message[Any]:
+        """Keep a send for the settle of the message that is ending."""
+        from .settling import captured_send
+
+        kept = captured_send(self, message, delay)
+        captured.append(kept)
+        return kept.message if isinstance(kept, Publish) and kept.message is not None else message
+
+    @abstractmethod
+    def publish(self, publish: Publish) -> None:
+        """Give one message to the broker. Returns once it is accepted durably; raises `ConnectionClosed` within
+        `send_timeout`, saying whether it may have been stored."""
+
+    @abstractmethod
+    def publish_many(self, items: list[Publish]) -> list[Exception | None]:
+        """Give many, pipelined; one outcome per item, in order."""
+
+    # -- consuming ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> Consumer:
+        """Stands in for `Broker.consume`: a consumer that settles verdicts."""
+
+    @abstractmethod
+    def settle(self, settlement: Settlement) -> bool:
+        """Write a settlement: durably, once, in one atomic step where the broker can. Repeating it is harmless; False
+        when the delivery was no longer ours and nothing was written.
+        Raises `ConnectionClosed` when the broker cannot be reached."""
+
+    def deliveries(self, message: MessageProxy) -> int | None:
+        """How often this message was delivered (1 = the first time); None where the broker cannot tell."""
+        return None
+
+    def start(self, worker: Worker) -> None:
+        """A worker boots: start what runs beside it."""
+        self.draining = False
+
+    def drain(self) -> None:
+        """The worker begins to stop: fetch nothing more."""
+        self.draining = True
+
+    def stop(self) -> None:
+        """The worker has stopped: give back what it holds, end what `start` started."""
+
+    # -- dead letters ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def dead_letters(self, queue_name: str) -> Iterator[DeadLetter]:
+        """Every letter of a queue, oldest death first, reliq's and plain Dramatiq's; reading changes nothing."""
+
+    @abstractmethod
+    def find_letter(self, letter_id: str, queue_name: str | None = None) -> DeadLetter | None:
+        """The letter with this id or this message id, looked for in one queue or in all."""
+
+    @abstractmethod
+    def discard(self, letter: DeadLetter) -> bool:
+        """Delete a letter for good; False if it was gone already."""
+
+    @abstractmethod
+    def replay(self, letter: DeadLetter, publish: Publish) -> bool:
+        """Give the letter's message back to its queue and remove the letter; False if it was gone already."""
+
+    @abstractmethod
+    def dead_groups(self, queue_name: str) -> list[dict[str, Any]]:
+        """The letters of a queue by cause: dicts of fingerprint, queue, actor, error, reason, count, first_seen_ms,
+        last_seen_ms, sample (a letter id)."""
+
+    # -- queues ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def queue_names(self) -> list[str]:
+        """The queues this broker holds or this application declares, sorted."""
+
+    @abstractmethod
+    def depth(self, queue_name: str) -> Depth:
+        """What a queue holds."""
+
+    @abstractmethod
+    def to_stock(self, queue_name: str, *, letters: bool = False) -> Iterator[int]:
+        """Give delays (and letters) back to plain Dramatiq, in steps that may be broken off and repeated; yields
+        how many each step moved."""
+
+    @abstractmethod
+    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
+        """Wait until the queue is empty, delays included. For tests."""
+
+    @abstractmethod
+    def flush(self, queue_name: str) -> None:
+        """Drop everything of a queue, delays and letters included. For tests."""
+
+    def flush_all(self) -> None:
+        """Drop everything of every declared queue. For tests."""
+        for queue_name in self.declared_queues():
+            self.flush(queue_name)
+
+    def declared_queues(self) -> list[str]:
+        """The plain queues this application declares."""
+        return sorted(set(self.broker.get_declared_queues()) - set(self.broker.get_declared_delay_queues()))
+
+    # -- telling -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self) -> list[Finding]:
+        """What `doctor` and the boot line report of the broker."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Where the broker is, fit for a log: no password."""
+
+
+def check_queue_name(queue_name: str) -> None:
+    """Refuse the names of queues that are made beside others."""
+    for suffix in RESERVED_SUFFIXES:
+        if queue_name.endswith(suffix):
+            raise OptionError(
+                f"queue {queue_name!r}: names ending in {suffix!r} are reserved for the queues made beside it; "
+                f"rename the queue, for instance {queue_name[: -len(suffix)] or 'work'!r}."
+            )
+
+
+def check_delay(message: Message[Any], delay: object) -> None:
+    """Refuse a delay that is no number of ms, before anything is written."""
+    if delay is None:
+        return
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < 2**53:
+        raise OptionError(
+            f"actor {message.actor_name!r} (queue {message.queue_name!r}): delay must be a number of ms from 0 on, "
+            f"got {delay!r}; pass milliseconds or a timedelta to send_with_options."
+        )
+
+
+def encodable(messages: Iterable[Message[Any]]) -> None:
+    """Raise the encoder's own error for the first message that cannot be encoded."""
+    for message in messages:
+        message.encode()

@@ -1,0 +1,211 @@
+"""The half of a consumer that every broker shares: opening what was fetched, settling what has ended.
+
+Callers: Dramatiq's consumer thread (`__next__`, `requeue`, `close`), worker threads (`ack`, `nack`).
+Guarantee: a fetched message leaves only by a settle that the broker has accepted, or goes back to its queue. Bodies
+that cannot be opened and actors that nobody knows never reach Dramatiq; they are settled here.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.common import q_name
+from dramatiq.errors import ActorNotFound, BrokerConnectionError
+from dramatiq.logging import get_logger
+
+from ..message.verdict import Verdict
+from .delivered import Delivered, Unreadable, at_home, decode
+from .settling import Settlement, announced, bury_raw, plan, report
+from .signals import finish, release_ending
+
+if TYPE_CHECKING:
+    from .base import Transport
+
+#: For how long a settle that fails is tried again before the thread gives its worker the error.
+SETTLE_PATIENCE_S = 2.0
+#: How long a message of an unknown actor waits before it is looked at again.
+UNKNOWN_ACTOR_DELAY_MS = 5_000
+
+
+class SettleAbandoned(Exception):
+    """The worker stops and the broker cannot be reached: the message stays unacked and the broker gives it back.
+
+    Not a connection error, because Dramatiq would keep the stopping thread waiting for those.
+    """
+
+
+class RunInterrupted(Exception):
+    """A run that an interrupt ended outside the actor: whether it was finished is not known."""
+
+
+class SettlingConsumer(Consumer):
+    """A consumer whose `ack` and `nack` settle the verdict that the middlewares left."""
+
+    delivered_class: type[Delivered] = Delivered
+
+    def __init__(self, transport: Transport[Any], queue_name: str) -> None:
+        self.transport = transport
+        self.queue_name = queue_name
+        self.logger = get_logger(__name__, type(self))
+        #: Settlements of messages that never reach a worker thread and that the broker has not taken yet.
+        self._waiting: list[Settlement] = []
+
+    # -- what a broker provides --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def acknowledge(self, message: Delivered) -> None:
+        """Ack a plain success, by the flusher where there is one. Returns at once; repeating it is harmless."""
+
+    @abstractmethod
+    def release(self, token: str) -> None:
+        """A delivery is over: its place in the prefetch window is free. Repeating it is harmless."""
+
+    @abstractmethod
+    def put_off(self, token: str, body: bytes, eta_ms: float) -> bool:
+        """A message that is not due: see to it that it waits in the broker. False: it is due after all."""
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    def open(self, token: str, body: bytes) -> Delivered | None:
+        """The message in `body`, ready for a worker thread; None when it was settled or put off instead."""
+        transport = self.transport
+        try:
+            message = at_home(self._restored(body), self.queue_name)
+        except Unreadable as unreadable:
+            self.settle_here(self._raw_settlement(token, body, unreadable))
+            return None
+        if "eta" in message.options:
+            eta = message.options.pop("eta")
+            if isinstance(eta, (int, float)) and not isinstance(eta, bool) and self.put_off(token, body, eta):
+                return None
+        delivered = self.delivered_class(message, self, token, body, self.queue_name)
+        if message.actor_name not in transport.broker.actors:
+            return self._resolve(delivered)
+        return delivered
+
+    def _restored(self, body: bytes) -> Any:
+        message = decode(body, self.transport.encoder)
+        try:
+            return self.transport.restored(message)
+        except Exception as exc:
+            raise Unreadable("malformed", f"restore() of the broker failed: {exc}") from exc
+
+    def _resolve(self, delivered: Delivered) -> Delivered | None:
+        """An actor that is not declared here: by its alias, or later on another worker, or never."""
+        settings = self.transport.settings
+        name = settings.aliases.get(delivered.actor_name)
+        if name is not None and name in self.transport.broker.actors:
+            object.__setattr__(delivered.message, "actor_name", name)
+            return delivered
+        record, now = delivered.record, self.transport.now_ms()
+        if record.unknown_since is None and not record.is_newer:
+            record.unknown_since = now
+        since = now if record.unknown_since is None else record.unknown_since
+        if settings.unknown_actor_grace_ms and now - since < settings.unknown_actor_grace_ms:
+            delivered.verdict = Verdict.defer(UNKNOWN_ACTOR_DELAY_MS)
+            self.settle_here(plan(self.transport, delivered))
+            return None
+        delivered.stuff_exception(ActorNotFound(delivered.actor_name))
+        delivered.fail()
+        delivered.verdict = Verdict.dead("unknown_actor")
+        self.transport.broker.emit_before("nack", delivered)
+        self.settle_here(plan(self.transport, delivered))
+        self.transport.broker.emit_after("nack", delivered)
+        return None
+
+    def _raw_settlement(self, token: str, body: bytes, unreadable: Unreadable) -> Settlement:
+        transport = self.transport
+        bury = bury_raw(transport, q_name(self.queue_name), body, unreadable)
+        if not transport.letters.wanted({}, None):
+            return Settlement(self.queue_name, token, "dropped")
+        return Settlement(self.queue_name, token, "dead", (bury, *announced(transport, bury)))
+
+    def settle_here(self, settlement: Settlement) -> None:
+        """Settle on the consumer thread. When the broker is away it waits here and fetching goes on."""
+        self._waiting.append(settlement)
+        self.settle_waiting()
+
+    def settle_waiting(self) -> None:
+        """Try the settlements that wait, in order; stops at the first that the broker does not take."""
+        while self._waiting:
+            settlement = self._waiting[0]
+            try:
+                self.transport.settle(settlement)
+            except BrokerConnectionError as exc:
+                self.logger.warning("Queue %r: settling waits for the broker: %s", self.queue_name, exc)
+                return
+            self._waiting.pop(0)
+            self.release(settlement.token)
+            report(self.transport, settlement)
+
+    # -- settling ----------------------------------------------------------------------------------------------
+
+    def ack(self, message: MessageProxy) -> None:
+        """The run has ended and was not rejected: settle its verdict, or ack a plain success."""
+        assert isinstance(message, Delivered)
+        # The usual end of a message: nothing was decided, nothing was sent on its behalf.
+        if message.verdict is None and message.captured == [] and not message.failed:
+            finish(self._acknowledge, message)
+        else:
+            self._conclude(message)
+
+    def nack(self, message: MessageProxy) -> None:
+        """The message was rejected: a dead letter."""
+        assert isinstance(message, Delivered)
+        self._conclude(message)
+
+    def _acknowledge(self, message: Delivered) -> None:
+        self.acknowledge(message)
+        message.settled = True
+        release_ending()
+        self.release(message.token)
+
+    def _conclude(self, message: Delivered) -> None:
+        if message.captured is None and message.started_mono is not None:
+            # An interrupt struck in Dramatiq's own code, between the run and its after-hooks: they run now, so that
+            # a run that failed is not taken for a success.
+            exception = message.exception or RunInterrupted("interrupted at the end of its run")
+            self.transport.signals.emit_after("process_message", message, exception=exception)
+        finish(self._settle, message)
+        if message.settlement is not None:
+            report(self.transport, message.settlement)
+
+    def _settle(self, message: Delivered) -> None:
+        if not message.settled:
+            if message.settlement is None:
+                message.settlement = self._plan(message)
+            self._settle_patiently(message.settlement)
+            message.settled = True
+        release_ending()
+        self.release(message.token)
+
+    def _plan(self, message: Delivered) -> Settlement:
+        try:
+            return plan(self.transport, message)
+        except Exception as exc:
+            # Ours to mend, but the message must not wait for that.
+            self.logger.critical("Message %r: its settlement cannot be planned.", message.message_id, exc_info=True)
+            unreadable = Unreadable("rejected", f"its settlement could not be planned: {exc}")
+            bury = bury_raw(self.transport, message.message.queue_name, message.body, unreadable)
+            return Settlement(self.queue_name, message.token, "dead", (bury,), message)
+
+    def _settle_patiently(self, settlement: Settlement) -> None:
+        patience = time.monotonic() + SETTLE_PATIENCE_S
+        pause = 0.02
+        while True:
+            try:
+                self.transport.settle(settlement)
+                return
+            except BrokerConnectionError as exc:
+                if time.monotonic() + pause > patience:
+                    if self.transport.draining:
+                        raise SettleAbandoned(
+                            f"queue {self.queue_name!r}: the worker stops and the broker cannot be reached ({exc}); "
+                            "the message stays unacked and will be delivered again."
+                        ) from exc
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 0.5)

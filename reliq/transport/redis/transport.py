@@ -1,0 +1,344 @@
+"""Redis: what `Transport` promises, each step one script.
+
+Callers: `wiring.py`, Dramatiq through the methods put on the broker, the desk. Accepted durably means: in the
+server's memory and its AOF buffer; what a power failure or a failover can still lose is said in `docs/guarantees.md`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import redis
+from dramatiq.broker import Broker, Consumer
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.common import dq_name
+from dramatiq.errors import ConnectionClosed, QueueJoinTimeout
+from dramatiq.logging import get_logger
+from dramatiq.message import Message
+
+from ...message.letter import DeadLetter
+from ..base import Depth, Finding, Transport
+from ..gate import AwayGate
+from ..settling import Publish, Settlement
+from .barriers import count_once
+from .consumer import consumer_for
+from .desk import RedisDesk
+from .errors import REDIS_ERRORS, closed, is_answer, is_full, may_have_arrived
+from .flusher import Flusher
+from .items import settlement_arguments, store_arguments
+from .keeper import Keeper
+from .scripts import Scripts, private_client
+
+if TYPE_CHECKING:
+    from dramatiq.worker import Worker
+
+#: One script stores at most this many messages, so that it never holds the server for long.
+MOST_PER_PUBLISH = 100
+#: A clock that differs from the server's by less is left alone: the difference is the reply's way, not the clock's.
+CLOCK_TOLERANCE_MS = 1_000
+
+
+class RedisTransport(Transport[RedisBroker]):
+    """The transport of `RedisBroker` and its subclasses."""
+
+    kind = "redis"
+
+    def __init__(self, broker: RedisBroker) -> None:
+        super().__init__(broker)
+        self._logger = get_logger(__name__, type(self))
+        self._gate = AwayGate()
+        self._clock_lead_ms: int | None = None
+        self._sender: Scripts | None = None
+        self._steps: Scripts | None = None
+        self._waiter: Any = None
+        self._held: dict[str, set[str]] = {}
+        self._held_lock = threading.Lock()
+        self._fetching: dict[str, threading.Lock] = {}
+        self._keepers: list[Keeper] = []
+        self._polls = False
+        #: Set once the server knows that this worker lives; nothing is fetched before.
+        self.alive = threading.Event()
+        #: Set while no worker runs, so that a consumer that waits is not waited for.
+        self.stopped = threading.Event()
+        self.flusher = Flusher(self)
+        self._desk = RedisDesk(self)
+
+    @classmethod
+    def serves(cls, broker: Broker) -> bool:
+        """Whether it is a `RedisBroker`."""
+        return isinstance(broker, RedisBroker)
+
+    @classmethod
+    def stock_class(cls) -> type[Broker]:
+        """Dramatiq's RedisBroker."""
+        return RedisBroker
+
+    # -- clients -------------------------------------------------------------------------------------------------
+
+    @property
+    def broker_id(self) -> str:
+        """The name under which this process holds messages."""
+        return str(self.broker.broker_id)
+
+    @property
+    def namespace(self) -> str:
+        """The prefix of every key."""
+        return str(self.broker.namespace)
+
+    @property
+    def sender(self) -> Scripts:
+        """Scripts over the client that sends: its timeout leaves room for a second try within `send_timeout`."""
+        if self._sender is None:
+            client = private_client(self.broker.client, timeout_s=self.settings.send_timeout_ms * 0.7 / 1000)
+            self._sender = Scripts(client, self.namespace)
+        return self._sender
+
+    @property
+    def scripts(self) -> Scripts:
+        """Scripts over the client of this worker's own steps."""
+        if self._steps is None:
+            timeout_s = min(2.0, self.settings.lease_ms / 4000)
+            self._steps = Scripts(private_client(self.broker.client, timeout_s=timeout_s), self.namespace)
+        return self._steps
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def heard_time(self, server_ms: int) -> None:
+        """Learn how far the server's clock is ahead of ours."""
+        lead = server_ms - int(time.time() * 1000)
+        self._clock_lead_ms = lead if abs(lead) > CLOCK_TOLERANCE_MS else 0
+
+    def now_ms(self) -> int:
+        """The server's time as far as it is known: delays are promoted on its clock."""
+        return super().now_ms() + (self._clock_lead_ms or 0)
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def envelope(self, message: Message[Any], delay_ms: int | None) -> Message[Any]:
+        """The form of plain Dramatiq: an id of its own, and for a delay the name of the delay queue and the eta."""
+        options: dict[str, Any] = {"redis_message_id": str(uuid4())}
+        if delay_ms is None:
+            return message.copy(options=options)
+        if self._clock_lead_ms is None:
+            self._ask_time()
+        options["eta"] = self.now_ms() + delay_ms
+        return message.copy(queue_name=dq_name(message.queue_name), options=options)
+
+    def _ask_time(self) -> None:
+        try:
+            seconds, micros = self.sender.client.time()
+            self.heard_time(int(seconds) * 1000 + int(micros) // 1000)
+        except REDIS_ERRORS:
+            # The send that follows says it better.
+            self._clock_lead_ms = None
+
+    def publish(self, publish: Publish) -> None:
+        """Store one message; raises `ConnectionClosed` within `send_timeout`."""
+        self._send(store_arguments([publish]), f"sending to queue {publish.message.queue_name!r}")
+
+    def publish_many(self, items: list[Publish]) -> list[Exception | None]:
+        """Store many, 100 per script; what one script could not store fails together."""
+        outcomes: list[Exception | None] = []
+        for start in range(0, len(items), MOST_PER_PUBLISH):
+            chunk = items[start : start + MOST_PER_PUBLISH]
+            try:
+                self._send(store_arguments(chunk), f"sending {len(chunk)} messages")
+                outcomes.extend([None] * len(chunk))
+            except ConnectionClosed as exc:
+                outcomes.extend([exc] * len(chunk))
+        return outcomes
+
+    def _send(self, arguments: list[Any], doing: str) -> None:
+        refused = self._gate.refuses()
+        if refused is not None:
+            raise ConnectionClosed(f"{doing}: not stored, Redis has been away since an earlier send ({refused})")
+        was_away = self._gate.away is not None
+        give_up = time.monotonic() + self.settings.send_timeout_ms * 0.25 / 1000
+        arrived = False
+        while True:
+            try:
+                now = self.sender.raw("publish", arguments)
+                self._gate.passed()
+                self.heard_time(int(now))
+                return
+            except REDIS_ERRORS as exc:
+                arrived = arrived or may_have_arrived(exc)
+                if is_answer(exc):
+                    # Only an answer that it cannot store more is worth a word of its own; all leave as one type.
+                    what = "Redis is full" if is_full(exc) else "Redis refused it"
+                    raise ConnectionClosed(f"{doing}: not stored, {what}: {exc}") from exc
+                if not was_away and time.monotonic() < give_up:
+                    time.sleep(0.02)
+                    continue
+                stored = "it may have been stored" if arrived else "not stored"
+                self._gate.failed(f"{type(exc).__name__}: {exc}")
+                raise ConnectionClosed(f"{doing}: {stored}, Redis cannot be reached: {exc}") from exc
+
+    # -- consuming -----------------------------------------------------------------------------------------------
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Consumer:
+        """A consumer of our own."""
+        return consumer_for(self, queue_name, prefetch, timeout)
+
+    @contextmanager
+    def held(self, queue_name: str) -> Iterator[set[str]]:
+        """The ids of a queue that this process knows it holds; one fetch at a time may add to them."""
+        with self._held_lock:
+            lock = self._fetching.setdefault(queue_name, threading.Lock())
+            ids = self._held.setdefault(queue_name, set())
+        with lock:
+            yield ids
+
+    def forget(self, queue_name: str, tokens: list[str]) -> None:
+        """These are no longer held here, or must be looked for again."""
+        held = self._held.get(queue_name)
+        if held is not None:
+            held.difference_update(tokens)
+
+    def wait_for_message(self, queue_name: str, timeout_s: float) -> None:
+        """Wait until a queue has a message, taking nothing: its head is moved to its head."""
+        key = f"{self.namespace}:{queue_name}"
+        if not self._polls:
+            if self._waiter is None:
+                self._waiter = private_client(self.broker.client, timeout_s=timeout_s + 2.0)
+            try:
+                self._waiter.blmove(key, key, timeout_s, "LEFT", "LEFT")
+                return
+            except REDIS_ERRORS as exc:
+                if not is_answer(exc):
+                    raise closed(exc, f"waiting on queue {queue_name!r}") from exc
+                # A full server refuses it though it stores nothing; one before 6.2 does not know it.
+                self._polls = not is_full(exc)
+        self.stopped.wait(min(0.02, timeout_s))
+
+    def ack_ids(self, queue_name: str, tokens: list[str]) -> None:
+        """Remove messages that are done."""
+        self.scripts.run("ack", [self.broker_id, queue_name, *tokens], f"acking on queue {queue_name!r}")
+        self.forget(queue_name, tokens)
+
+    def requeue_ids(self, queue_name: str, tokens: list[str]) -> None:
+        """Give messages back to the head of their queue."""
+        self.scripts.run("requeue", [self.broker_id, queue_name, *tokens], f"returning to queue {queue_name!r}")
+        self.forget(queue_name, tokens)
+
+    def relocate(self, queue_name: str, moves: list[tuple[str, float]]) -> None:
+        """Move fetched messages that are not due into our delays."""
+        plain = queue_name.removesuffix(".DQ")
+        flat: list[Any] = [part for move in moves for part in move]
+        self.scripts.run("relocate", [self.broker_id, queue_name, plain, *flat], f"putting off on queue {plain!r}")
+        self.forget(queue_name, [token for token, _ in moves])
+
+    def settle(self, settlement: Settlement) -> bool:
+        """Remove the original and store what it becomes, in one script."""
+        done = self.scripts.run(
+            "settle",
+            settlement_arguments(self.namespace, self.broker_id, settlement),
+            f"settling on queue {settlement.queue_name!r}",
+        )
+        self.forget(settlement.queue_name, [settlement.token])
+        return bool(done)
+
+    # -- beside a worker -----------------------------------------------------------------------------------------
+
+    def start(self, worker: Worker) -> None:
+        """Start the keeper and, for the first worker of this process, the flusher."""
+        super().start(worker)
+        self.stopped.clear()
+        for middleware in self.broker.middleware:
+            count_once(middleware)
+        if not self._keepers:
+            self.flusher.start()
+        keeper = Keeper(self, worker)
+        self._keepers.append(keeper)
+        keeper.start()
+
+    def drain(self) -> None:
+        """Fetch nothing more."""
+        super().drain()
+
+    def stop(self) -> None:
+        """Send what is owed, return what is left, and leave no trace of a live worker."""
+        self.stopped.set()
+        for keeper in self._keepers:
+            keeper.stop()
+        queues = sorted({name for keeper in self._keepers for name in keeper.queues})
+        self._keepers.clear()
+        self.flusher.stop()
+        self.alive.clear()
+        try:
+            returned = self.scripts.run("reap", [10**12, self.broker_id, *queues], "saying that this worker stops")
+        except ConnectionClosed as exc:
+            self._logger.warning("Others will find this worker dead when its lease runs out: %s", exc)
+            return
+        self._held.clear()
+        if returned:
+            self._logger.info("%d messages that were not done are back in their queues.", returned)
+
+    # -- dead letters and queues: see desk.py -------------------------------------------------------------------
+
+    def dead_letters(self, queue_name: str) -> Iterator[DeadLetter]:
+        """Letters of a queue, oldest death first."""
+        return self._desk.dead_letters(queue_name)
+
+    def find_letter(self, letter_id: str, queue_name: str | None = None) -> DeadLetter | None:
+        """A letter by its id or its message's."""
+        return self._desk.find_letter(letter_id, queue_name)
+
+    def discard(self, letter: DeadLetter) -> bool:
+        """Delete a letter."""
+        return self._desk.end_letter("discard", letter, [])
+
+    def replay(self, letter: DeadLetter, publish: Publish) -> bool:
+        """Give a letter's message back to its queue, in the step that removes the letter."""
+        return self._desk.end_letter("replay", letter, [publish])
+
+    def dead_groups(self, queue_name: str) -> list[dict[str, Any]]:
+        """Letters by cause, from the index."""
+        return self._desk.dead_groups(queue_name)
+
+    def queue_names(self) -> list[str]:
+        """Queues declared here or found in the namespace."""
+        return self._desk.queue_names()
+
+    def depth(self, queue_name: str) -> Depth:
+        """What a queue holds."""
+        return self._desk.depth(queue_name)
+
+    def to_stock(self, queue_name: str, *, letters: bool = False) -> Iterator[int]:
+        """Delays, and letters if asked, in steps."""
+        return self._desk.to_stock(queue_name, letters=letters)
+
+    def join(self, queue_name: str, *, interval: int = 100, timeout: int | None = None) -> None:
+        """Wait until the queue and its delays are empty. Raises `QueueJoinTimeout`."""
+        deadline = None if timeout is None else time.monotonic() + timeout / 1000
+        while self._desk.unfinished(queue_name):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise QueueJoinTimeout(queue_name)
+            time.sleep(interval / 1000)
+
+    def flush(self, queue_name: str) -> None:
+        """Drop everything of a queue."""
+        self._desk.flush(queue_name)
+
+    # -- telling -------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[Finding]:
+        """Whether this server may lose what it accepts."""
+        return self._desk.check()
+
+    def describe(self) -> str:
+        """Where the server is, without a password."""
+        pool = getattr(self.broker.client, "connection_pool", None)
+        options = getattr(pool, "connection_kwargs", {})
+        if isinstance(pool, redis.sentinel.SentinelConnectionPool):
+            return f"redis sentinel {pool.service_name}/{options.get('db', 0)}"
+        if "path" in options:
+            return f"unix://{options['path']}?db={options.get('db', 0)}"
+        if "host" not in options:
+            return "redis"
+        return f"redis://{options['host']}:{options.get('port', 6379)}/{options.get('db', 0)}"
