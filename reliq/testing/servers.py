@@ -93,8 +93,11 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def client(self, **options: Any) -> redis.Redis:
-        """A new client, closed with the server. Options as of `redis.Redis.from_url`; nothing is retried."""
-        client = redis.Redis.from_url(self.url, **options)
+        """A new client, closed with the server. Options as of `redis.Redis.from_url`; nothing is retried.
+
+        A `requirepass` of the configuration is known to it.
+        """
+        client = redis.Redis.from_url(self.url, **{**self._login(), **options})
         self._clients.append(client)
         return client
 

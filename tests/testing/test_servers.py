@@ -69,6 +69,13 @@ def test_stall_returns_at_once_and_holds_the_server(redis_server: RedisServer) -
     assert redis_server.client(socket_timeout=5).ping()
 
 
+def test_its_clients_know_its_password(redis_binary: str) -> None:
+    with RedisServer(binary=redis_binary, config={"requirepass": "hunter2"}) as server:
+        assert server.client().ping()
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis.from_url(server.url).ping()
+
+
 def test_it_listens_on_loopback_only(redis_server: RedisServer) -> None:
     assert redis_server.client().config_get("bind")["bind"] == "127.0.0.1"
     assert redis_server.url == f"redis://127.0.0.1:{redis_server.port}/0"

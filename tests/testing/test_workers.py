@@ -11,7 +11,7 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 
 from reliq.testing import RedisServer, RunLog, WorkerGroup, eventually, take_census, tally
-from reliq.testing.plugin import MakeWorkers
+from reliq.testing.plugin import MakeProxy, MakeWorkers
 from reliq.testing.processes import group_states
 
 APP = """
@@ -29,6 +29,13 @@ def work(key, gate=None):
     log.record("start", key)
     while gate and not os.path.exists(gate):
         threading.Event().wait(0.01)
+    log.record("end", key)
+
+@dramatiq.actor(max_retries=3, min_backoff=50, max_backoff=50)
+def flaky(key):
+    if key not in log.keys("fail"):
+        log.record("fail", key)
+        raise RuntimeError("once")
     log.record("end", key)
 """
 
@@ -49,9 +56,9 @@ class App:
         environment = {"APP_URL": server.url, "APP_NAMESPACE": namespace, "APP_LOG": str(log.path)}
         self.options: dict[str, Any] = {"cwd": folder, "env": environment}
 
-    def send(self, key: int, gated: bool = False) -> None:
+    def send(self, key: int, actor: str = "work", gated: bool = False) -> None:
         args = (key, str(self.gate)) if gated else (key,)
-        message = dramatiq.Message(queue_name="default", actor_name="work", args=args, kwargs={}, options={})
+        message = dramatiq.Message(queue_name="default", actor_name=actor, args=args, kwargs={}, options={})
         self._broker.enqueue(message)
 
 
@@ -99,6 +106,24 @@ def test_kill_leaves_nobody_and_the_census_shows_what_it_held(app: App, worker_g
         "sent 1 done 0 dead 0 stuck 1 lost 0 twice 0"
     )
     group.kill()  # twice is once
+
+
+def test_the_tools_together_find_a_loss_that_is_known(
+    app: App, worker_group: MakeWorkers, fault_proxy: MakeProxy, shared_redis: RedisServer
+) -> None:
+    """Plain Dramatiq loses a task whose retry cannot be published: every 2nd request lost is every 2nd task lost."""
+    proxy = fault_proxy(shared_redis)
+    proxy.drop_requests(lambda request: b"enqueue" in request and b".DQ" in request, nth=2, every=True)
+    app.options["env"]["APP_URL"] = proxy.url()
+    group = worker_group("tiny_app", **app.options)
+    for key in range(20):
+        app.send(key, actor="flaky")
+
+    def line() -> str:
+        return str(tally(range(20), app.log, take_census(app.client, app.namespace)))
+
+    eventually(lambda: line() == "sent 20 done 10 dead 0 stuck 0 lost 10 twice 0", what="the known loss")
+    assert (proxy.dropped, group.alive) == (10, True)
 
 
 def test_a_frozen_group_does_nothing_until_thawed(app: App, worker_group: MakeWorkers) -> None:
