@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ANY = frozenset({"*"})
 # The interfaces by which features reach a broker and a store without knowing which.
-EDGE = frozenset({"transport.base", "stores.base"})
+EDGE = frozenset({"transport.base", "transport.delivered", "stores.base"})
 LEAVES = frozenset({"errors", "message", "policy"})
 
 
