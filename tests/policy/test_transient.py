@@ -501,7 +501,7 @@ def test_a_huge_group_is_not_walked_to_its_end() -> None:
 
 @given(st.dictionaries(
     st.sampled_from(["status_code", "status", "response", "sqlstate", "orig", "code", "exceptions", "retry_after"]),
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(), st.lists),
+    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(), st.lists, max_leaves=5),
 ))  # fmt: skip
 def test_any_attribute_gives_some_kind(attributes: dict[str, Any]) -> None:
     for cls in (Exception, CLIENT_ERROR, made("grpc.RpcError")):
