@@ -10,15 +10,16 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version as package_version
 from typing import Any
 
 from dramatiq.broker import Broker
 from dramatiq.encoder import PickleEncoder
-from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
 from dramatiq.message import get_encoder
 from dramatiq.middleware import Callbacks, GroupCallbacks, Middleware, Pipelines
 from dramatiq.middleware import Retries as StockRetries
+from dramatiq.threading import is_gevent_active
 
 from .errors import NotSupported, OptionError, WiringError
 from .middleware.dead_letters import DeadLetters
@@ -150,13 +151,7 @@ def check(broker: Broker) -> list[Finding]:
         findings.append(Finding("order", transport.kind, "critical", "ok", "middlewares are in order", "", ""))
     except WiringError as exc:
         findings.append(Finding("order", transport.kind, "critical", "failed", str(exc), "", "see found"))
-    try:
-        findings.extend(transport.check())
-    except BrokerConnectionError as exc:
-        findings.append(
-            Finding("reachable", transport.kind, "critical", "unknown", str(exc), "settings cannot be read", "start it")
-        )
-    return findings
+    return [*findings, *transport.check()]
 
 
 # -- attaching -----------------------------------------------------------------------------------------------------
@@ -329,6 +324,10 @@ def _check_declared(broker: Broker) -> None:
 def on_boot(broker: Broker) -> None:
     """Called before a worker's consumers start: refuses what cannot work and says what holds."""
     _refuse_pickle()
+    if is_gevent_active():
+        raise NotSupported(
+            "reliq runs on threads; under dramatiq-gevent it is not tested. Start the workers with dramatiq."
+        )
     _bind_all(broker)
     check_order(broker)
     get_logger(__name__, None).info(boot_line(broker))
@@ -363,23 +362,17 @@ def check_order(broker: Broker) -> None:
 
 def boot_line(broker: Broker) -> str:
     """One line that says what holds on this broker."""
-    from . import __version__
-
     transport = transport_of(broker)
     assert transport is not None
-    parts = [f"reliq {__version__} {transport.describe()}"]
+    parts = [f"reliq {package_version('dramatiq-reliq')} {transport.describe()}"]
     retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
     parts.append(retries.describe() if retries else "no retries")
     parts.append("delays durable" if transport.durable_delays else "delays in memory")
     parts.append(f"dead letters → {_example_queue(transport)}.dead")
-    try:
-        parts.extend(
-            f"{finding.found}: {finding.why} (fix: {finding.fix})"
-            for finding in transport.check()
-            if finding.verdict == "failed"
-        )
-    except BrokerConnectionError:
-        parts.append("broker not reachable yet")
+    findings = transport.check()
+    parts.extend(f"{it.found}: {it.why} (fix: {it.fix})" for it in findings if it.verdict == "failed")
+    if any(finding.verdict == "unknown" for finding in findings):
+        parts.append("the broker's settings cannot be read")
     return " | ".join(parts)
 
 

@@ -233,7 +233,7 @@ class Transport(ABC, Generic[B]):
         """The worker begins to stop: fetch nothing more."""
         self.draining = True
 
-    def stop(self) -> None:
+    def stop(self, worker: Worker) -> None:
         """The worker has stopped: give back what it holds, end what `start` started."""
 
     # -- dead letters ------------------------------------------------------------------------------------------

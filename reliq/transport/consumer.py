@@ -17,7 +17,7 @@ from dramatiq.errors import ActorNotFound, BrokerConnectionError
 from dramatiq.logging import get_logger
 
 from ..message.verdict import Verdict
-from .delivered import Delivered, Unreadable, at_home, decode
+from .delivered import Delivered, Unreadable, at_home, decode, eta_of
 from .settling import Settlement, announced, bury_raw, plan, report
 from .signals import finish, release_ending
 
@@ -78,8 +78,9 @@ class SettlingConsumer(Consumer):
             self.settle_here(self._raw_settlement(token, body, unreadable))
             return None
         if "eta" in message.options:
-            eta = message.options.pop("eta")
-            if isinstance(eta, (int, float)) and not isinstance(eta, bool) and self.put_off(token, body, eta):
+            eta = eta_of(message)
+            del message.options["eta"]
+            if eta is not None and self.put_off(token, body, eta):
                 return None
         delivered = self.delivered_class(message, self, token, body, self.queue_name)
         if message.actor_name not in transport.broker.actors:
@@ -133,13 +134,13 @@ class SettlingConsumer(Consumer):
         while self._waiting:
             settlement = self._waiting[0]
             try:
-                self.transport.settle(settlement)
+                ours = self.transport.settle(settlement)
             except BrokerConnectionError as exc:
                 self.logger.warning("Queue %r: settling waits for the broker: %s", self.queue_name, exc)
                 return
             self._waiting.pop(0)
             self.release(settlement.token)
-            report(self.transport, settlement)
+            self._report(settlement, ours)
 
     # -- settling ----------------------------------------------------------------------------------------------
 
@@ -170,14 +171,24 @@ class SettlingConsumer(Consumer):
             exception = message.exception or RunInterrupted("interrupted at the end of its run")
             self.transport.signals.emit_after("process_message", message, exception=exception)
         finish(self._settle, message)
-        if message.settlement is not None:
-            report(self.transport, message.settlement)
+        assert message.settlement is not None
+        self._report(message.settlement, message.ours)
+
+    def _report(self, settlement: Settlement, ours: bool) -> None:
+        if ours:
+            report(self.transport, settlement)
+            return
+        self.logger.warning(
+            "Queue %r: another worker took a message over before it was settled here as %s; nothing is written.",
+            self.queue_name,
+            settlement.outcome,
+        )
 
     def _settle(self, message: Delivered) -> None:
         if not message.settled:
             if message.settlement is None:
                 message.settlement = self._plan(message)
-            self._settle_patiently(message.settlement)
+            message.ours = self._settle_patiently(message.settlement)
             message.settled = True
         release_ending()
         self.release(message.token)
@@ -192,13 +203,12 @@ class SettlingConsumer(Consumer):
             bury = bury_raw(self.transport, message.message.queue_name, message.body, unreadable)
             return Settlement(self.queue_name, message.token, "dead", (bury,), message)
 
-    def _settle_patiently(self, settlement: Settlement) -> None:
+    def _settle_patiently(self, settlement: Settlement) -> bool:
         patience = time.monotonic() + SETTLE_PATIENCE_S
         pause = 0.02
         while True:
             try:
-                self.transport.settle(settlement)
-                return
+                return self.transport.settle(settlement)
             except BrokerConnectionError as exc:
                 if time.monotonic() + pause > patience:
                     if self.transport.draining:

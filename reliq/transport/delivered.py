@@ -33,6 +33,7 @@ class Delivered(MessageProxy):
     captured: list[Store] | None = None  # sends made while it ends; None until its run has ended
     settlement: Settlement | None = None  # the plan, once made: settling again repeats it, never makes another
     settled = False
+    ours = True  # whether the settle found the delivery still in this worker's hands
     started_mono: float | None = None
     _record: Record | None = None
 

@@ -44,4 +44,4 @@ class Lifecycle(Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """After consumers have closed."""
-        self._transport.stop()
+        self._transport.stop(worker)

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dramatiq.errors import ConnectionClosed
+from dramatiq.logging import get_logger
 from dramatiq.message import Message
 
 from ...errors import NotSupported
@@ -262,9 +264,14 @@ class RedisDesk:
 
     def check(self) -> list[Finding]:
         """The settings that decide whether Redis keeps what it accepts."""
-        memory, persistence = self._ask("reading the server's settings", ("INFO", "memory"), ("INFO", "persistence"))
-        policy = _info(memory).get("maxmemory_policy")
-        aof = _info(persistence).get("aof_enabled")
+        try:
+            replies = self._ask("reading the server's settings", ("INFO", "memory"), ("INFO", "persistence"))
+            memory, persistence = map(_info, replies)
+        except ConnectionClosed as exc:
+            # Away, or a server that does not show its settings: what is not known is not called well.
+            memory = persistence = {}
+            get_logger(__name__).debug("The server's settings cannot be read.", exc_info=exc)
+        policy, aof = memory.get("maxmemory_policy"), persistence.get("aof_enabled")
         return [
             Finding(
                 check="redis_maxmemory_policy",

@@ -59,7 +59,7 @@ class RedisTransport(Transport[RedisBroker]):
         self._held: dict[str, set[str]] = {}
         self._held_lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
-        self._keepers: list[Keeper] = []
+        self._keepers: dict[Worker, Keeper] = {}
         self._polls = False
         #: Set once the server knows that this worker lives; nothing is fetched before.
         self.alive = threading.Event()
@@ -124,7 +124,7 @@ class RedisTransport(Transport[RedisBroker]):
         options: dict[str, Any] = {"redis_message_id": str(uuid4())}
         if delay_ms is None:
             return message.copy(options=options)
-        if self._clock_lead_ms is None:
+        if self._clock_lead_ms is None and self._gate.away is None:
             self._ask_time()
         options["eta"] = self.now_ms() + delay_ms
         return message.copy(queue_name=dq_name(message.queue_name), options=options)
@@ -133,9 +133,11 @@ class RedisTransport(Transport[RedisBroker]):
         try:
             seconds, micros = self.sender.client.time()
             self.heard_time(int(seconds) * 1000 + int(micros) // 1000)
-        except REDIS_ERRORS:
-            # The send that follows says it better.
-            self._clock_lead_ms = None
+        except REDIS_ERRORS as exc:
+            self._gate.failed(f"{type(exc).__name__}: {exc}")
+            raise ConnectionClosed(
+                f"asking Redis for its time: nothing was stored, it cannot be reached: {exc}"
+            ) from exc
 
     def publish(self, publish: Publish) -> None:
         """Store one message; raises `ConnectionClosed` within `send_timeout`."""
@@ -253,21 +255,20 @@ class RedisTransport(Transport[RedisBroker]):
             count_once(middleware)
         if not self._keepers:
             self.flusher.start()
-        keeper = Keeper(self, worker)
-        self._keepers.append(keeper)
+        keeper = self._keepers[worker] = Keeper(self, worker)
         keeper.start()
 
-    def drain(self) -> None:
-        """Fetch nothing more."""
-        super().drain()
-
-    def stop(self) -> None:
+    def stop(self, worker: Worker) -> None:
         """Send what is owed, return what is left, and leave no trace of a live worker."""
+        keeper = self._keepers.pop(worker, None)
+        if keeper is None:
+            return
+        keeper.stop()
+        if self._keepers:
+            # Another worker of this process goes on, under the same name.
+            return
+        queues = keeper.queues
         self.stopped.set()
-        for keeper in self._keepers:
-            keeper.stop()
-        queues = sorted({name for keeper in self._keepers for name in keeper.queues})
-        self._keepers.clear()
         self.flusher.stop()
         self.alive.clear()
         try:

@@ -1,0 +1,60 @@
+"""One worker of `throughput.py`: boots, waits at the gate, runs what is in the queue, says what it took.
+
+Arguments: "plain" or "reliq", the Redis URL, how many tasks, how many threads. Reads one line (the gate), prints one
+line of JSON: seconds from the gate to the end of the last task, CPU seconds of this process meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import threading
+import time
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.worker import Worker
+
+
+def build(side: str, url: str) -> RedisBroker:
+    """A broker of plain Dramatiq, or the same with reliq installed as it comes."""
+    broker = RedisBroker(url=url)
+    if side == "reliq":
+        import reliq
+
+        reliq.install(broker)
+    dramatiq.set_broker(broker)
+    return broker
+
+
+def main() -> None:
+    """See the module."""
+    side, url, wanted, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    broker = build(side, url)
+    finished = threading.Event()
+    ended_at = [0.0]
+    turn = itertools.count(1)
+
+    @dramatiq.actor
+    def noop(n: int) -> None:
+        if next(turn) == wanted:
+            ended_at[0] = time.perf_counter()
+            finished.set()
+
+    broker.emit_after("process_boot")
+    worker = Worker(broker, worker_threads=threads)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    cpu, began = time.process_time(), time.perf_counter()
+    worker.start()
+    if not finished.wait(300):
+        sys.exit("the last task did not end within 300 s")
+    # Its acks belong to the price, whoever sends them.
+    worker.stop()
+    cpu = time.process_time() - cpu
+    print(json.dumps({"seconds": ended_at[0] - began, "cpu": cpu, "ran": next(turn) - 1}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
