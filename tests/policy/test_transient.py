@@ -499,10 +499,11 @@ def test_a_huge_group_is_not_walked_to_its_end() -> None:
     assert classify(Group(*[ValueError() for _ in range(100_000)])) == "permanent"
 
 
-@given(st.dictionaries(
-    st.sampled_from(["status_code", "status", "response", "sqlstate", "orig", "code", "exceptions", "retry_after"]),
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(), st.lists, max_leaves=5),
-))  # fmt: skip
+ATTRIBUTES = ("status_code", "status", "response", "sqlstate", "orig", "code", "exceptions", "retry_after")
+anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+
+
+@given(st.dictionaries(st.sampled_from(ATTRIBUTES), st.recursive(anything, st.lists, max_leaves=5)))
 def test_any_attribute_gives_some_kind(attributes: dict[str, Any]) -> None:
     for cls in (Exception, CLIENT_ERROR, made("grpc.RpcError")):
         assert classify(carrying(cls(), **attributes)) in catalogue.FailureKind.__args__  # type: ignore[attr-defined]
