@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from dramatiq.broker import Broker, Consumer, MessageProxy
 from dramatiq.encoder import Encoder
+from dramatiq.logging import get_logger
 from dramatiq.message import Message, get_encoder
 
 from ..errors import NotSupported, OptionError
 from ..message.letter import DeadLetter
-from .settling import Publish, Settlement, outgoing
+from .settlement import Publish, Settlement, Store
+from .settling import captured_send, outgoing
 from .signals import Signals, ending_message
 
 if TYPE_CHECKING:
@@ -186,19 +188,21 @@ class Transport(ABC, Generic[B]):
         check_delay(message, delay)
         ending = ending_message()
         if ending is not None and ending.captured is not None and ending.consumer.transport is self:
-            return self.capture(ending.captured, message, delay)
-        publish = outgoing(self, message, delay)
+            return self._capture(ending.captured, message, delay)
+        publish = self.outgoing(message, delay)
         self.publish(publish)
         self.broker.emit_after("enqueue", publish.message, delay)
         return publish.message
 
-    def capture(self, captured: list[Any], message: Message[Any], delay: int | None) -> Message[Any]:
-        """Keep a send for the settle of the message that is ending."""
-        from .settling import captured_send
+    def outgoing(self, message: Message[Any], delay: int | None = None) -> Publish:
+        """A message as it would be sent: its envelope, `before_enqueue`, its body. Nothing is written."""
+        return outgoing(self, message, delay)
 
+    def _capture(self, captured: list[Store], message: Message[Any], delay: int | None) -> Message[Any]:
+        """Keep a send for the settle of the message that is ending."""
         kept = captured_send(self, message, delay)
         captured.append(kept)
-        return kept.message if isinstance(kept, Publish) and kept.message is not None else message
+        return kept.message if isinstance(kept, Publish) else message
 
     @abstractmethod
     def publish(self, publish: Publish) -> None:
@@ -301,6 +305,23 @@ class Transport(ABC, Generic[B]):
     def describe(self) -> str:
         """Where the broker is, fit for a log: no password."""
 
+    def shown(self, letter: dict[str, Any]) -> dict[str, Any]:
+        """A letter as it may be shown, logged or sent on: what `redact` makes of it. A redact that fails shows only
+        what says nothing."""
+        redact = self.settings.redact
+        if redact is None:
+            return letter
+        try:
+            redacted = redact(dict(letter))
+        except Exception:
+            get_logger(__name__).critical(
+                "redact raised; letter %s is shown without its content.", letter["id"], exc_info=True
+            )
+            redacted = None
+        if isinstance(redacted, dict):
+            return redacted
+        return {key: letter[key] for key in ("id", "queue", "actor", "reason", "died_at")}
+
 
 def check_queue_name(queue_name: str) -> None:
     """Refuse the names of queues that are made beside others."""
@@ -321,9 +342,3 @@ def check_delay(message: Message[Any], delay: object) -> None:
             f"actor {message.actor_name!r} (queue {message.queue_name!r}): delay must be a number of ms from 0 on, "
             f"got {delay!r}; pass milliseconds or a timedelta to send_with_options."
         )
-
-
-def encodable(messages: Iterable[Message[Any]]) -> None:
-    """Raise the encoder's own error for the first message that cannot be encoded."""
-    for message in messages:
-        message.encode()

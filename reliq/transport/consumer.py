@@ -18,7 +18,9 @@ from dramatiq.logging import get_logger
 
 from ..message.verdict import Verdict
 from .delivered import Delivered, Unreadable, at_home, decode, eta_of
-from .settling import Settlement, announced, bury_raw, plan, report
+from .reporting import report
+from .settlement import Settlement
+from .settling import announced, bury_raw, plan
 from .signals import finish, release_ending
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ..message.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
     from .consumer import SettlingConsumer
-    from .settling import Settlement, Store
+    from .settlement import Settlement, Store
 
 
 class Delivered(MessageProxy):

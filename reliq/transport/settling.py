@@ -13,69 +13,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
 from dramatiq.message import Message
 from dramatiq.middleware import AgeLimit, SkipMessage
 
-from ..message.letter import DeadLetter, death, iso
+from ..message.failure import error_message
+from ..message.letter import death
 from ..message.record import KEY, Record, with_record
 from ..message.verdict import Failure, Reason, Verdict
 from .delivered import Delivered, Unreadable, decode
+from .settlement import Bury, Outcome, Publish, Settlement, Store
 
 if TYPE_CHECKING:
     from .base import Transport
-
-Outcome = Literal["done", "retried", "deferred", "dead", "dropped", "returned"]
-
-
-@dataclass(frozen=True)
-class Publish:
-    """One message to give to the broker: `message` is what the hooks saw, `body` its encoded form."""
-
-    message: Message[Any]
-    body: bytes
-    delay_ms: int | None = None
-
-
-@dataclass(frozen=True)
-class Bury:
-    """One dead letter to write: `meta` is its record as JSON where the body cannot carry it, else None."""
-
-    queue: str
-    dead: dict[str, Any]
-    body: bytes
-    message: Message[Any] | None
-    meta: bytes | None = None
-
-    def letter(self) -> DeadLetter:
-        """The letter as it will be read."""
-        return DeadLetter(
-            id=self.dead["id"],
-            queue=self.queue,
-            source="reliq",
-            body=self.body,
-            message=self.message,
-            dead=self.dead,
-            died_at_ms=self.dead["died_at"],
-        )
-
-
-Store = Publish | Bury
-
-
-@dataclass(frozen=True)
-class Settlement:
-    """What one delivery becomes: the original (`queue_name`, `token`) goes, and `store` comes, in one step."""
-
-    queue_name: str
-    token: str
-    outcome: Outcome
-    store: tuple[Store, ...] = ()
-    delivered: Delivered | None = None
 
 
 class Refused(Exception):
@@ -180,12 +133,13 @@ def bury_delivered(transport: Transport[Any], delivered: Delivered, verdict: Ver
     """The letter of a message that was opened."""
     assert verdict.reason is not None
     record = delivered.record
-    attempts = len(record.attempts) if verdict.failure else 0
-    retries = delivered.options.get("retries")
-    if isinstance(retries, int):
-        attempts = max(attempts, retries)
     dead = _death(
-        transport, delivered.message.queue_name, delivered.actor_name, verdict.reason, verdict.failure, attempts
+        transport,
+        delivered.message.queue_name,
+        delivered.actor_name,
+        verdict.reason,
+        verdict.failure,
+        _attempts(delivered, verdict),
     )
     try:
         return _letter(transport, delivered.message, record, dead)
@@ -200,13 +154,19 @@ def bury_delivered(transport: Transport[Any], delivered: Delivered, verdict: Ver
         return Bury(delivered.message.queue_name, dead, delivered.body, delivered.message, meta=_meta(dead))
 
 
+def _attempts(delivered: Delivered, verdict: Verdict) -> int:
+    """How many runs ended badly. Dramatiq counts those that could have been retried; the last one of a message that
+    is beyond help comes on top, if it was a run and not a refusal to run."""
+    counted = delivered.options.get("retries")
+    retries = counted if isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0 else 0
+    ran = delivered.started_mono is not None and not isinstance(delivered.exception, SkipMessage)
+    return retries + 1 if ran and verdict.reason in ("permanent", "rejected") else retries
+
+
 def bury_raw(transport: Transport[Any], queue_name: str, body: bytes, unreadable: Unreadable) -> Bury:
     """The letter of a body that cannot be opened: byte for byte, its record beside it."""
-    actor = "_unknown"
-    failure = Failure.of(actor, unreadable)
-    text = Failure(failure.error, failure.message, "", failure.cause_chain, failure.fingerprint)
-    dead = _death(transport, queue_name, actor, unreadable.reason, None, attempts=0)
-    dead["error_message"] = text.message
+    dead = _death(transport, queue_name, "_unknown", unreadable.reason, None, attempts=0)
+    dead["error_message"] = error_message(unreadable)
     return Bury(queue_name, dead, body, None, meta=_meta(dead))
 
 
@@ -214,7 +174,7 @@ def announced(transport: Transport[Any], bury: Bury) -> tuple[Store, ...]:
     """What is sent to `on_dead_letter` actors in the same step as the letter."""
     letter = bury.letter()
     try:
-        messages = transport.letters.announcements(letter.as_dict(), letter.actor)
+        messages = transport.letters.announcements(transport.shown(letter.as_dict()), letter.actor)
     except Exception:
         get_logger(__name__).critical("Announcing dead letter %s failed.", letter.id, exc_info=True)
         return ()
@@ -330,61 +290,3 @@ def _death(
 
 def _meta(dead: dict[str, Any]) -> bytes:
     return json.dumps(dead, separators=(",", ":")).encode()
-
-
-# -- telling ---------------------------------------------------------------------------------------------------
-
-
-def report(transport: Transport[Any], settlement: Settlement) -> None:
-    """Tell hooks and log what is now durable. Never raises: the message is settled whatever is said about it."""
-    broker = transport.broker
-    for item in settlement.store:
-        if isinstance(item, Publish):
-            broker.emit_after("enqueue", item.message, item.delay_ms)
-        else:
-            _report_letter(transport, item)
-    delivered = settlement.delivered
-    if delivered is not None and settlement.outcome in ("retried", "deferred"):
-        item = settlement.store[0]
-        assert isinstance(item, Publish)
-        get_logger(__name__).info(
-            "Message %r of actor %r is %s; it runs again in %d ms.",
-            delivered.message_id,
-            delivered.actor_name,
-            settlement.outcome,
-            item.delay_ms or 0,
-            extra={"reliq_outcome": settlement.outcome, "reliq_delay_ms": item.delay_ms},
-        )
-    elif delivered is not None and settlement.outcome in ("dropped", "returned"):
-        get_logger(__name__).info(
-            "Message %r of actor %r is %s.",
-            delivered.message_id,
-            delivered.actor_name,
-            "dropped: it failed for good and dead_letter is off" if settlement.outcome == "dropped" else "handed back",
-            extra={"reliq_outcome": settlement.outcome},
-        )
-
-
-def _report_letter(transport: Transport[Any], bury: Bury) -> None:
-    logger = get_logger(__name__)
-    letter = bury.letter()
-    logger.error(
-        "Actor %r on queue %r: dead letter %s (%s%s) at %s: reliq dlq show %s",
-        letter.actor,
-        letter.queue,
-        letter.id,
-        letter.reason,
-        f", {bury.dead['error']}" if bury.dead.get("error") else "",
-        iso(letter.died_at_ms),
-        letter.id,
-        extra={"reliq_letter": letter.id, "reliq_reason": letter.reason, "reliq_queue": letter.queue},
-    )
-    shown = letter.as_dict()
-    for middleware in reversed(transport.broker.middleware):
-        hook = getattr(middleware, "after_dead_letter", None)
-        if hook is None:
-            continue
-        try:
-            hook(transport.broker, bury.message, shown)
-        except Exception:
-            logger.critical("Unexpected failure in after_dead_letter of %r.", middleware, exc_info=True)

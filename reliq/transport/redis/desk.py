@@ -18,7 +18,7 @@ from ...message.letter import DeadLetter
 from ...message.record import Record
 from ..base import Depth, Finding
 from ..delivered import Unreadable, decode, from_fields
-from ..settling import Publish
+from ..settlement import Publish
 from .errors import REDIS_ERRORS, closed
 from .items import stock_keys, store_arguments
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dramatiq.common import dq_name, q_name
 
-from ..settling import Bury, Publish, Settlement, Store
+from ..settlement import Bury, Publish, Settlement, Store
 
 
 def store_arguments(items: Sequence[Store]) -> list[Any]:

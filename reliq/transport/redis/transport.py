@@ -24,7 +24,7 @@ from dramatiq.message import Message
 from ...message.letter import DeadLetter
 from ..base import Depth, Finding, Transport
 from ..gate import AwayGate
-from ..settling import Publish, Settlement
+from ..settlement import Publish, Settlement
 from .barriers import count_once
 from .consumer import consumer_for
 from .desk import RedisDesk
