@@ -44,8 +44,8 @@ class WiringError(MiddlewareError):
     """The middlewares of a broker stand in an order, or a company, that cannot work."""
 
 
-class NotSupported(TypeError):
-    """No transport of reliq can serve this broker as it is."""
+class NotSupported(MiddlewareError, TypeError):
+    """Something that reliq cannot work with: a broker, an encoder, a way of running the workers."""
 
 
 class LetterError(ValueError):

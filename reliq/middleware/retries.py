@@ -107,28 +107,23 @@ class Retries(Part, StockRetries):
         retries = message.options.get("retries")
         retries = retries if isinstance(retries, int) and not isinstance(retries, bool) and retries >= 0 else 0
         assert self.transport is not None
+        limits = self._limits(message.options, actor.options)
         verdict = decide(
             exception,
             retries=retries,
             record=message.record,
-            limits=self._limits(message.options, actor.options),
+            limits=limits,
             stopping=self.transport.draining,
             now_ms=self.transport.now_ms(),
             rng=self._rng,
         )
         if is_refusal(exception):
             self._name_refusal(exception)
-        self._leave(broker, actor, message, verdict, exception, retries)
+        self._leave(message, verdict, exception, retries)
+        if verdict.reason == "retries_exhausted":
+            self._tell_exhausted(broker, actor, message, {"retries": retries, "max_retries": limits.max_retries})
 
-    def _leave(
-        self,
-        broker: Broker,
-        actor: Actor[Any, Any],
-        message: Delivered,
-        verdict: Verdict,
-        exception: BaseException,
-        retries: int,
-    ) -> None:
+    def _leave(self, message: Delivered, verdict: Verdict, exception: BaseException, retries: int) -> None:
         """Count what the verdict says, and leave it on the message."""
         if verdict.action == "return":
             message.verdict = verdict
@@ -144,8 +139,6 @@ class Retries(Part, StockRetries):
         message.verdict = verdict.because(failure)
         if verdict.action == "dead":
             message.fail()
-            if verdict.reason == "retries_exhausted":
-                self._tell_exhausted(broker, actor, message, retries)
 
     def _count(self, message: Delivered, verdict: Verdict, failure: Failure, retries: int) -> None:
         now = int(time.time() * 1000)
@@ -165,7 +158,9 @@ class Retries(Part, StockRetries):
             **identity,
         )
 
-    def _tell_exhausted(self, broker: Broker, actor: Actor[Any, Any], message: Delivered, retries: int) -> None:
+    def _tell_exhausted(
+        self, broker: Broker, actor: Actor[Any, Any], message: Delivered, counts: dict[str, int | None]
+    ) -> None:
         name = message.options.get("on_retry_exhausted") or actor.options.get("on_retry_exhausted")
         if not name:
             return
@@ -174,7 +169,7 @@ class Retries(Part, StockRetries):
         except ActorNotFound:
             self.logger.error("Actor %r: on_retry_exhausted names %r, which is not declared.", actor.actor_name, name)
             return
-        target.send(message.asdict(), {"retries": retries, "max_retries": self.max_retries})
+        target.send(message.asdict(), counts)
 
     def _name_refusal(self, exception: BaseException) -> None:
         """Say once per class that a refusal is a deferral here, where plain Dramatiq would have spent a retry."""
