@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.common import q_name
-from dramatiq.errors import ActorNotFound, BrokerConnectionError
+from dramatiq.errors import ActorNotFound, BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
 from ..message.verdict import Verdict
@@ -25,6 +26,8 @@ from .signals import finish, release_ending
 
 if TYPE_CHECKING:
     from .base import Transport
+
+T = TypeVar("T")
 
 #: For how long a settle that fails is tried again before the thread gives its worker the error.
 SETTLE_PATIENCE_S = 2.0
@@ -150,7 +153,7 @@ class SettlingConsumer(Consumer):
         """The run has ended and was not rejected: settle its verdict, or ack a plain success."""
         assert isinstance(message, Delivered)
         # The usual end of a message: nothing was decided, nothing was sent on its behalf.
-        if message.verdict is None and message.captured == [] and not message.failed:
+        if message.verdict is None and message.captured == [] and not message.failed and not message.unfinished:
             finish(self._acknowledge, message)
         else:
             self._conclude(message)
@@ -189,8 +192,10 @@ class SettlingConsumer(Consumer):
     def _settle(self, message: Delivered) -> None:
         if not message.settled:
             if message.settlement is None:
+                self._patiently(lambda: _finish_hooks(message))
                 message.settlement = self._plan(message)
-            message.ours = self._settle_patiently(message.settlement)
+            settlement = message.settlement
+            message.ours = self._patiently(lambda: self.transport.settle(settlement))
             message.settled = True
         release_ending()
         self.release(message.token)
@@ -205,12 +210,13 @@ class SettlingConsumer(Consumer):
             bury = bury_raw(self.transport, message.message.queue_name, message.body, unreadable)
             return Settlement(self.queue_name, message.token, "dead", (bury,), message)
 
-    def _settle_patiently(self, settlement: Settlement) -> bool:
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """Do a step, again for a while when the broker cannot be reached."""
         patience = time.monotonic() + SETTLE_PATIENCE_S
         pause = 0.02
         while True:
             try:
-                return self.transport.settle(settlement)
+                return step()
             except BrokerConnectionError as exc:
                 if time.monotonic() + pause > patience:
                     if self.transport.draining:
@@ -221,3 +227,18 @@ class SettlingConsumer(Consumer):
                     raise
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
+
+
+def _finish_hooks(message: Delivered) -> None:
+    """Run the after-hooks that failed and must not; raises `ConnectionClosed` for the first that fails again."""
+    while message.unfinished:
+        hook = message.unfinished[0]
+        captured = message.captured
+        assert captured is not None
+        mark = len(captured)
+        try:
+            hook()
+        except Exception as exc:
+            del captured[mark:]
+            raise ConnectionClosed(f"counting message {message.message_id!r} in its group: {exc}") from exc
+        message.unfinished = message.unfinished[1:]

@@ -6,6 +6,7 @@ Made by the consumers, read by `signals.py` (when its run ends) and `settling.py
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import MessageProxy
@@ -31,6 +32,7 @@ class Delivered(MessageProxy):
     # Set on few messages only: defaults live on the class, so that a plain success pays for none of them.
     verdict: Verdict | None = None
     captured: list[Store] | None = None  # sends made while it ends; None until its run has ended
+    unfinished: tuple[Callable[[], None], ...] = ()  # after-hooks that must still succeed before the settle
     settlement: Settlement | None = None  # the plan, once made: settling again repeats it, never makes another
     settled = False
     ours = True  # whether the settle found the delivery still in this worker's hands

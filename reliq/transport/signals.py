@@ -16,11 +16,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
-from dramatiq.middleware import Interrupt, Middleware, MiddlewareError, ShutdownNotifications, TimeLimit
+from dramatiq.middleware import GroupCallbacks, Interrupt, Middleware, MiddlewareError, ShutdownNotifications, TimeLimit
 
 from .delivered import Delivered
 
@@ -125,9 +126,13 @@ class Signals:
                     type(late).__name__,
                     message.message_id,
                 )
-            except BaseException:
+            except BaseException as exc:
                 # Even SystemExit: stock would end the thread here and ack the message, which loses it.
                 self._log(hook, "after_" + signal)
+                if isinstance(exc, Exception) and isinstance(getattr(hook, "__self__", None), GroupCallbacks):
+                    # Uncounted, its group would never complete: the settle waits until it is counted.
+                    del captured[mark:]
+                    message.unfinished = (*message.unfinished, partial(hook, self._broker, message, **kwargs))
                 return
 
     def _hooks(self, table: dict[str, list[Hook]], prefix: str, signal: str) -> list[Hook]:
