@@ -80,7 +80,7 @@ class RedisConsumer(SettlingConsumer):
             # What was prefetched is handed back soon; nothing more is taken.
             self._pause(0.05)
             return False
-        if not self.transport.alive.is_set():
+        if self.transport.has_worker and not self.transport.alive.is_set():
             # Nothing is taken before others can see that this worker lives.
             self.transport.alive.wait(self._idle_s)
             return False

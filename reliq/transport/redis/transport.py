@@ -258,6 +258,11 @@ class RedisTransport(Transport[RedisBroker]):
         keeper = self._keepers[worker] = Keeper(self, worker)
         keeper.start()
 
+    @property
+    def has_worker(self) -> bool:
+        """Whether a worker runs in this process; without one, who consumes does so by hand."""
+        return bool(self._keepers)
+
     def stop(self, worker: Worker) -> None:
         """Send what is owed, return what is left, and leave no trace of a live worker."""
         keeper = self._keepers.pop(worker, None)
@@ -271,6 +276,7 @@ class RedisTransport(Transport[RedisBroker]):
         self.stopped.set()
         self.flusher.stop()
         self.alive.clear()
+        self.draining = False
         try:
             returned = self.scripts.run("reap", [10**12, self.broker_id, *queues], "saying that this worker stops")
         except ConnectionClosed as exc:
