@@ -1,0 +1,186 @@
+"""The application of these tests: the same actors on plain Dramatiq or with reliq, as APP_MODE says.
+
+Run by the stock `dramatiq` command. Every actor writes to the run log under its first argument, the key.
+"""
+
+import b_skew  # isort: split
+
+import json
+import logging
+import os
+import threading
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import CurrentMessage
+
+from reliq.testing import RunLog
+
+log = RunLog(os.environ["APP_LOG"])
+settings = json.loads(os.environ.get("APP_SETTINGS", "{}"))
+broker = RedisBroker(
+    client=redis.Redis.from_url(os.environ["APP_URL"], retry=None, **settings.get("client", {})),
+    namespace=os.environ["APP_NAMESPACE"],
+    **settings.get("broker", {}),
+)
+
+if os.environ["APP_MODE"] == "reliq":
+    import reliq
+
+    class Teller(dramatiq.Middleware):
+        """Records each letter that hooks are told of."""
+
+        def after_dead_letter(self, broker, message, letter):
+            log.record("letter", letter["args"][0] if letter["args"] else None, letter=letter)
+
+    def hide(letter):
+        """What `redact` may be: the word SECRET goes, wherever it stands."""
+        return json.loads(json.dumps(letter).replace("SECRET", "[hidden]"))
+
+    redact = {"redact": hide} if settings.get("redact") else {}
+    reliq.install(
+        broker,
+        reliq.Delivery(**settings.get("delivery", {})),
+        reliq.DeadLetters(**settings.get("letters", {})),
+        **redact,
+    )
+    broker.add_middleware(Teller())
+else:
+    # What is plain here takes Dramatiq's own options only.
+    assert not settings.get("redact")
+
+broker.add_middleware(CurrentMessage())
+dramatiq.set_broker(broker)
+logging.getLogger("dramatiq").setLevel(logging.INFO)
+quick = {"min_backoff": 50, "max_backoff": 100}
+
+
+def retries_so_far() -> int:
+    return CurrentMessage.get_current_message().options.get("retries", 0)
+
+
+@dramatiq.actor
+def work(key, seconds=0.0):
+    log.record("start", key, real=b_skew.real_time(), retries=retries_so_far())
+    if seconds:
+        threading.Event().wait(seconds)
+    log.record("end", key, real=b_skew.real_time())
+
+
+@dramatiq.actor
+def gated(key, gate):
+    """Runs until the file `gate` exists."""
+    log.record("start", key)
+    while not os.path.exists(gate):
+        threading.Event().wait(0.01)
+    log.record("end", key)
+
+
+@dramatiq.actor(max_retries=5, **quick)
+def flaky(key, times=1):
+    """Fails `times` times, then succeeds."""
+    log.record("start", key, real=b_skew.real_time(), retries=retries_so_far())
+    if retries_so_far() < times:
+        log.record("fail", key, real=b_skew.real_time())
+        raise RuntimeError(f"failure {retries_so_far() + 1}")
+    log.record("end", key, real=b_skew.real_time())
+
+
+@dramatiq.actor(max_retries=2, **quick)
+def doomed(key, note="", gate=None):
+    """Fails always; each attempt says which it is."""
+    log.record("start", key, real=b_skew.real_time())
+    while gate and not os.path.exists(gate):
+        threading.Event().wait(0.01)
+    number = log.count("fail")[key] + 1
+    log.record("fail", key, real=b_skew.real_time())
+    try:
+        raise KeyError(f"cause of attempt {number}")
+    except KeyError as cause:
+        raise ValueError(f"attempt {number} of {key} {note}") from cause
+
+
+@dramatiq.actor(max_retries=0)
+def fails_once(key):
+    log.record("start", key, real=b_skew.real_time())
+    log.record("fail", key, real=b_skew.real_time())
+    raise ValueError(f"no luck with {key}")
+
+
+def _raises(retries, exception):
+    raise LookupError("retry_when itself is broken")
+
+
+@dramatiq.actor(retry_when=_raises, **quick)
+def broken_predicate(key):
+    """Fails once; the predicate that is asked about it raises."""
+    _fail_once(key)
+
+
+@dramatiq.actor(**quick)
+def leaves_an_object(key):
+    """Fails once, and leaves something in the options that JSON cannot hold."""
+    CurrentMessage.get_current_message().options["connection"] = object()
+    _fail_once(key)
+
+
+@dramatiq.actor(on_failure="an_actor_that_is_gone", on_success="an_actor_that_is_gone", **quick)
+def calls_nobody(key):
+    """Fails once; its callbacks name an actor that nobody declares."""
+    _fail_once(key)
+
+
+@dramatiq.actor(throws=LookupError, max_retries=3, **quick)
+def gives_up(key):
+    log.record("start", key)
+    log.record("fail", key)
+    raise LookupError(f"nothing to do for {key}")
+
+
+@dramatiq.actor
+def told(letter):
+    """An on_dead_letter actor."""
+    log.record("told", letter["message_id"], letter=letter)
+
+
+class Unprintable(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self):
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+HOSTILE = {
+    "escape": lambda: ValueError("\x1b[2J\x1b]0;owned\x07 beep\nreliq: sent 0 lost 0\r\x9b31m"),
+    "huge": lambda: ValueError("x" * 10_000_000),
+    "surrogate": lambda: ValueError("half of a pair: \ud83d, and \udcff"),
+    "unprintable": Unprintable,
+}
+
+
+@dramatiq.actor(max_retries=1, **quick)
+def hostile(key, how):
+    log.record("start", key)
+    log.record("fail", key)
+    error = HOSTILE[how]()
+    raise error
+
+
+def _fail_once(key):
+    log.record("start", key)
+    if not log.count("fail")[key]:
+        log.record("fail", key)
+        raise RuntimeError("once")
+    log.record("end", key)
+
+
+if os.environ.get("APP_VERSION") == "2":
+
+    @dramatiq.actor(actor_name="newcomer")
+    def newcomer(key):
+        """Declared by the newer version of the application only."""
+        log.record("start", key, retries=retries_so_far())
+        log.record("end", key)
