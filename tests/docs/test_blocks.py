@@ -1,0 +1,51 @@
+"""Every code block of the README and the docs is run: what a reader copies works."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reliq.testing import RedisServer
+from tests.docs.pages import PAGES, ROOT, blocks
+from tests.docs.runner import NOT_RUN, _alike
+
+RUN = [page for page in PAGES if any(block.language != "text" for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+def test_every_block_of_the_page_does_what_the_page_says(page: Path, redis_server: RedisServer, tmp_path: Path) -> None:
+    """In order, in an empty folder, on a Redis of its own: `tests/docs/runner.py` says how each kind is run."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.docs.runner", str(page), redis_server.url],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+def test_what_is_not_run_is_written_somewhere() -> None:
+    """The list of exceptions holds only what a page says."""
+    said = "\n".join(page.read_text(encoding="utf-8") for page in [*PAGES, ROOT / "CONTRIBUTING.md"])
+    assert [command for command in NOT_RUN if command not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [
+        ("1", "1\n", True),
+        ("1", "10\n", False),
+        ("a … c", "a  b\n c", True),
+        ("… c", "b\nd", False),
+        ("01K… pay", "01KABC   pay", True),
+        ("…", "", True),
+    ],
+)
+def test_outputs_are_compared_up_to_spaces_and_dots(expected: str, printed: str, same: bool) -> None:
+    assert _alike(expected, printed) is same
