@@ -6,6 +6,7 @@ Callers: `test_defects`, `test_delays`, `test_payloads`, `test_mixed`, `test_dra
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -112,15 +113,22 @@ class Rig:
         **settings: Any,
     ) -> WorkerGroup:
         """A stock worker process on this namespace; `settings` go to the app (see b_app.py)."""
-        environment = {
+        environment = {**self.environment(mode, url, settings), **(env or {})}
+        return self._make_workers(module, ready=ready, cwd=APPS, threads=threads, env=environment)
+
+    def environment(
+        self, mode: str, url: str | None = None, settings: dict[str, Any] | None = None, /
+    ) -> dict[str, str]:
+        """What a process of the application needs to know."""
+        return {
+            **os.environ,
+            "PYTHONPATH": str(APPS.parents[2]),
             "APP_MODE": mode,
             "APP_URL": url or self.url,
             "APP_NAMESPACE": self.namespace,
             "APP_LOG": str(self.log.path),
-            "APP_SETTINGS": json.dumps(settings),
-            **(env or {}),
+            "APP_SETTINGS": json.dumps(settings or {}),
         }
-        return self._make_workers(module, ready=ready, cwd=APPS, threads=threads, env=environment)
 
     # -- counting
 
