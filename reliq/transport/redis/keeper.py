@@ -62,6 +62,8 @@ class Keeper:
                 wait_s = self.tick(time.monotonic())
             except ConnectionClosed as exc:
                 wait_s = PROMOTE_EVERY_S
+                # After an outage longer than the lease every worker looks dead: first let them all say that they live.
+                self._reap_at = time.monotonic() + self._transport.settings.lease_ms / 2000
                 self._complain(exc)
             except Exception:
                 # A thread that dies here would let the lease run out while tasks run.
