@@ -1,0 +1,160 @@
+"""From `-b` or `--url` to a transport.
+
+Callers: every command that talks to a broker.
+Guarantee: no socket is opened here. What cannot be connected to is one `UsageError` or `Failure` that says what to
+type; a URL's password is in none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+import click
+
+from .exits import Failure, usage
+from .options import Settings, settings_of
+
+if TYPE_CHECKING:
+    from dramatiq.broker import Broker
+
+    from ..transport.base import Transport
+
+T = TypeVar("T")
+
+#: URL scheme -> (broker class, the extra that has its client). By name: no client is imported that is not in use.
+SCHEMES = {
+    "redis": ("dramatiq.brokers.redis:RedisBroker", "redis"),
+    "rediss": ("dramatiq.brokers.redis:RedisBroker", "redis"),
+    "unix": ("dramatiq.brokers.redis:RedisBroker", "redis"),
+}
+_WHICH = "say which broker: -b app:broker, as the dramatiq command takes it, or --url redis://HOST:6379/0"
+
+
+def connect(ctx: click.Context) -> Transport[Any]:
+    """The transport of the broker that the global options name, attached if reliq is not installed on it."""
+    settings = settings_of(ctx)
+    if (settings.broker is None) == (settings.url is None):
+        raise usage(_WHICH if settings.url is None else "-b and --url name two brokers; give one of them")
+    if settings.broker is not None and settings.namespace is not None:
+        raise usage("--namespace goes with --url; with -b the application's broker has its own")
+    broker = application(ctx) if settings.url is None else _broker_at(settings.url, settings)
+    _use_encoder(ctx, settings)
+    from ..errors import NotSupported
+    from ..wiring import attach, transport_of
+
+    try:
+        return transport_of(broker) or attach(broker)
+    except NotSupported as exc:
+        raise usage(str(exc)) from exc
+
+
+def application(ctx: click.Context) -> Broker:
+    """The broker of `-b`."""
+    spec = settings_of(ctx).broker
+    if spec is None:
+        raise usage("this needs the application's own declarations: -b app:broker, as the dramatiq command takes it")
+    from dramatiq.broker import Broker
+    from dramatiq.cli import import_broker
+
+    _, broker = _loaded(spec, import_broker)
+    if not isinstance(broker, Broker):
+        raise Failure(f"{spec!r} gives a {type(broker).__name__}, not a broker")
+    return broker
+
+
+def _loaded(spec: str, load: Callable[[str], T]) -> T:
+    """`load(spec)` with the current folder importable, as `dramatiq` has it. What the application prints while it is
+    imported goes to stderr: stdout is ours."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return load(spec)
+    except Exception as exc:
+        raise _explained(spec, exc) from exc
+
+
+def _explained(spec: str, exc: Exception) -> click.ClickException:
+    module = spec.partition(":")[0]
+    if isinstance(exc, ModuleNotFoundError) and exc.name and f"{module}.".startswith(f"{exc.name}."):
+        return usage(f"there is no module {exc.name!r}; run this in the application's folder, or set PYTHONPATH")
+    if isinstance(exc, ValueError) and not module:
+        return usage(f"cannot read {spec!r}; write module, module:attribute or module:callable")
+    frames = traceback.extract_tb(exc.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+    if isinstance(exc, ImportError) and own and own[-1].filename.endswith(os.path.join("dramatiq", "cli.py")):
+        return usage(f"{exc} Write module, module:attribute or module:callable.")
+    where = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
+    return Failure(f"importing {spec!r} failed: {type(exc).__name__}: {exc}{where}")
+
+
+def _broker_at(url: str, settings: Settings) -> Broker:
+    parts = _readable(url)
+    where, extra = SCHEMES[parts.scheme]
+    module, name = where.split(":")
+    try:
+        broker_class = getattr(import_module(module), name)
+    except ImportError as exc:
+        raise Failure(f"{parts.scheme}:// needs a client: pip install 'dramatiq-reliq[{extra}]' ({exc})") from exc
+    try:
+        broker: Broker = broker_class(url=url, namespace=settings.namespace or "dramatiq", middleware=[])
+        # Opens nothing, and finds a parameter that no connection takes.
+        broker.client.connection_pool.make_connection()  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as exc:
+        raise _unreadable("a parameter has a value that the client does not take") from exc
+    return broker
+
+
+def _readable(url: str) -> SplitResult:
+    """Checked here, because the client's own errors quote the URL, password and all."""
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError as exc:
+        raise _unreadable("its host or port is none") from exc
+    if not parts.scheme or "://" not in url:
+        raise _unreadable("it has no scheme")
+    if parts.scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise usage(f"--url: reliq serves no {parts.scheme}:// address; it serves {known}. Others: -b app:broker")
+    if not port_is_fine or parts.fragment or "@" in parts.path + parts.query:
+        raise _unreadable("a password with one of / # ? @ must be percent-encoded")
+    if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+        raise _unreadable("what follows the host is not the number of a database")
+    return parts
+
+
+def _unreadable(why: str) -> click.UsageError:
+    return usage(f"--url cannot be read: {why}; write redis://[[USER]:PASSWORD@]HOST:PORT/DB")
+
+
+def _use_encoder(ctx: click.Context, settings: Settings) -> None:
+    """Dramatiq's encoder is one per process; it is put back when the command ends."""
+    if settings.encoder is None:
+        return
+    from dramatiq.encoder import Encoder
+    from dramatiq.message import get_encoder, set_encoder
+
+    found = _loaded(settings.encoder, _object_at)
+    encoder = found() if isinstance(found, type) and issubclass(found, Encoder) else found
+    if not isinstance(encoder, Encoder):
+        raise usage(f"--encoder {settings.encoder!r} is a {type(encoder).__name__}, not a dramatiq Encoder")
+    before = get_encoder()
+    ctx.call_on_close(lambda: set_encoder(before))
+    set_encoder(encoder)
+
+
+def _object_at(spec: str) -> Any:
+    module, _, path = spec.partition(":")
+    found: Any = import_module(module)
+    for name in path.split(".") if path else ():
+        found = getattr(found, name)
+    return found
