@@ -28,7 +28,7 @@ _EVERY_S = 10.0
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """Returns if the write is wanted. Raises `NeedsConfirmation` (exit 5) without a terminal, or when the answer is no."""
+    """Returns if the write is wanted. Raises `NeedsConfirmation` without a terminal, or when the answer is no."""
     if yes:
         return
     if not sys.stdin.isatty():
