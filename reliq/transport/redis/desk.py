@@ -319,7 +319,7 @@ def _mapping(reply: Any) -> dict[bytes, bytes]:
 def _json_object(text: bytes | None) -> dict[str, Any] | None:
     try:
         value = json.loads(text) if text is not None else None
-    except ValueError:
+    except (ValueError, RecursionError):  # a hostile body may be nested beyond reading
         return None
     return value if isinstance(value, dict) else None
 
