@@ -36,7 +36,8 @@ class Keeper:
         self._worker = worker
         self._logger = get_logger(__name__, type(self))
         self._stopping = threading.Event()
-        self._beat_at = self._reap_at = self._expire_at = 0.0
+        self._beat_at = self._expire_at = 0.0
+        self._reap_at = self._once_all_have_spoken()
         self._complained_at = -60.0
         self._thread = threading.Thread(target=self._run, name="reliq-keeper", daemon=True)
         self._about = json.dumps({**worker_identity(transport.settings.version), "since": int(time.time() * 1000)})
@@ -50,6 +51,11 @@ class Keeper:
         self._stopping.set()
         self._thread.join()
 
+    def _once_all_have_spoken(self) -> float:
+        """When the first reap may be. After an outage longer than the lease every worker looks dead: those that live
+        say so first. A worker that boots cannot know whether there was one."""
+        return time.monotonic() + self._transport.settings.lease_ms / 2000
+
     @property
     def queues(self) -> list[str]:
         """The plain queues that this worker consumes."""
@@ -62,8 +68,7 @@ class Keeper:
                 wait_s = self.tick(time.monotonic())
             except ConnectionClosed as exc:
                 wait_s = PROMOTE_EVERY_S
-                # After an outage longer than the lease every worker looks dead: first let them all say that they live.
-                self._reap_at = time.monotonic() + self._transport.settings.lease_ms / 2000
+                self._reap_at = self._once_all_have_spoken()
                 self._complain(exc)
             except Exception:
                 # A thread that dies here would let the lease run out while tasks run.
