@@ -28,27 +28,11 @@ broker = RedisBroker(
 if os.environ["APP_MODE"] == "reliq":
     import reliq
 
-    class Teller(dramatiq.Middleware):
-        """Records each letter that hooks are told of."""
-
-        def after_dead_letter(self, broker, message, letter):
-            log.record("letter", letter["args"][0] if letter["args"] else None, letter=letter)
-
-    def hide(letter):
-        """What `redact` may be: the word SECRET goes, wherever it stands."""
-        return json.loads(json.dumps(letter).replace("SECRET", "[hidden]"))
-
-    redact = {"redact": hide} if settings.get("redact") else {}
     reliq.install(
         broker,
         reliq.Delivery(**settings.get("delivery", {})),
         reliq.DeadLetters(**settings.get("letters", {})),
-        **redact,
     )
-    broker.add_middleware(Teller())
-else:
-    # What is plain here takes Dramatiq's own options only.
-    assert not settings.get("redact")
 
 broker.add_middleware(CurrentMessage())
 dramatiq.set_broker(broker)
@@ -129,44 +113,6 @@ def leaves_an_object(key):
 def calls_nobody(key):
     """Fails once; its callbacks name an actor that nobody declares."""
     _fail_once(key)
-
-
-@dramatiq.actor(throws=LookupError, max_retries=3, **quick)
-def gives_up(key):
-    log.record("start", key)
-    log.record("fail", key)
-    raise LookupError(f"nothing to do for {key}")
-
-
-@dramatiq.actor
-def told(letter):
-    """An on_dead_letter actor."""
-    log.record("told", letter["message_id"], letter=letter)
-
-
-class Unprintable(Exception):
-    """Cannot say what it is."""
-
-    def __str__(self):
-        raise RuntimeError("no words")
-
-    __repr__ = __str__
-
-
-HOSTILE = {
-    "escape": lambda: ValueError("\x1b[2J\x1b]0;owned\x07 beep\nreliq: sent 0 lost 0\r\x9b31m"),
-    "huge": lambda: ValueError("x" * 10_000_000),
-    "surrogate": lambda: ValueError("half of a pair: \ud83d, and \udcff"),
-    "unprintable": Unprintable,
-}
-
-
-@dramatiq.actor(max_retries=1, **quick)
-def hostile(key, how):
-    log.record("start", key)
-    log.record("fail", key)
-    error = HOSTILE[how]()
-    raise error
 
 
 def _fail_once(key):
