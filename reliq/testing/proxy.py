@@ -33,6 +33,8 @@ class FaultProxy:
     A `match` is bytes that the request contains, or a function of the request's bytes. For Redis a request is
     one command, also within a pipeline; for other protocols it is what arrived in one piece. `nth=1` is the
     first matching request from now on; `every=True` takes each n-th, `limit` ends that after so many faults.
+    Redis scripts: their first use sends their whole text (SCRIPT LOAD), which may match too; ask for b"EVALSHA"
+    in the request as well.
 
     When the upstream is down a client is accepted and then reset; `refuse()` gives a refused connection.
     """
@@ -42,7 +44,7 @@ class FaultProxy:
         self.rules: list[Rule] = []  # replaced, never changed: links read it without a lock
         self._upstream = (upstream_host, upstream_port)
         self._lock = threading.Lock()
-        self._links: set[Link] = set()
+        self._links: set[Link] = set()  # Invariant: holds every link whose thread may still run
         self._connections = 0
         self._dropped = 0
         self._errors: list[Exception] = []
@@ -69,7 +71,7 @@ class FaultProxy:
     def open_connections(self) -> int:
         """Connections that are open now."""
         with self._lock:
-            return len(self._links)
+            return sum(link.open for link in self._links)
 
     @property
     def dropped(self) -> int:
@@ -231,14 +233,11 @@ class FaultProxy:
         with self._lock:
             self._errors.append(error)
 
-    def forget(self, link: Link) -> None:
-        with self._lock:
-            self._links.discard(link)
-
     def _accept(self, client: socket.socket) -> None:
         link = Link(self, client)
         with self._lock:
             self._connections += 1
+            self._links = {one for one in self._links if one.running}
             self._links.add(link)
             link.start()  # within the lock: `cut` joins whatever it finds in the set
 

@@ -56,7 +56,6 @@ class Owner(Protocol):
     def connect(self) -> socket.socket: ...
     def note_drop(self) -> None: ...
     def note_error(self, error: Exception) -> None: ...
-    def forget(self, link: Link) -> None: ...
 
 
 class Link:
@@ -70,6 +69,7 @@ class Link:
         self._requests = Requests()
         self._lock = threading.Lock()
         self._dead = False
+        self._closed = False
         self._reset = False  # close the client's side with RST
         self._swallow = False  # the next reply is lost on its way
         self._draining = False  # read the server's side to its end, pass nothing on
@@ -79,6 +79,16 @@ class Link:
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def open(self) -> bool:
+        """Whether its sockets are open."""
+        return not self._closed
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread runs: a moment longer than it is open."""
+        return self._thread.is_alive()
 
     def kill(self) -> None:
         """Cut both sides with RST. Bytes under way are lost. `join` waits until it is done."""
@@ -106,7 +116,6 @@ class Link:
                     self._replies.join()
         finally:
             self._close()
-            self._owner.forget(self)
 
     def _connect(self) -> bool:
         """Connect upstream, once the proxy lets anything pass. False: the link is over."""
@@ -255,6 +264,7 @@ class Link:
             self._client.close()
             if self._upstream is not None:
                 self._upstream.close()
+            self._closed = True
 
 
 def _wake_reader(end: socket.socket) -> None:

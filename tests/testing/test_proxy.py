@@ -124,7 +124,7 @@ def test_stalled_requests_are_delivered_later(
     client: redis.Redis, direct: redis.Redis, proxy: FaultProxy, namespace: str
 ) -> None:
     """Even when the client has given up: a time-out says nothing about execution."""
-    with redis.Redis.from_url(proxy.url(), socket_timeout=0.1) as hasty:
+    with redis.Redis.from_url(proxy.url(), socket_timeout=0.4) as hasty:
         hasty.ping()
         proxy.stall()
         with pytest.raises(redis.TimeoutError):
@@ -158,7 +158,7 @@ def test_a_stalled_client_that_waits_is_served_after_healing(
 def test_a_black_hole_keeps_nothing(
     client: redis.Redis, direct: redis.Redis, proxy: FaultProxy, namespace: str
 ) -> None:
-    with redis.Redis.from_url(proxy.url(), socket_timeout=0.1) as hasty:
+    with redis.Redis.from_url(proxy.url(), socket_timeout=0.4) as hasty:
         hasty.ping()
         proxy.blackhole()
         with pytest.raises(redis.TimeoutError):
