@@ -240,6 +240,10 @@ class Transport(ABC, Generic[B]):
     def stop(self, worker: Worker) -> None:
         """The worker has stopped: give back what it holds, end what `start` started."""
 
+    def disconnect(self) -> None:
+        """Close the connections that sends and the desk opened; they open again when needed. For a process that goes
+        on after its last send, such as a test or a command run inside a program."""
+
     # -- dead letters ------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -286,6 +286,14 @@ class RedisTransport(Transport[RedisBroker]):
         if returned:
             self._logger.info("%d messages that were not done are back in their queues.", returned)
 
+    def disconnect(self) -> None:
+        """Close the sending client's connections, and the application's client's."""
+        clients = [self.broker.client, *([self._sender.client] if self._sender is not None else [])]
+        for client in clients:
+            pool = getattr(client, "connection_pool", None)
+            if pool is not None:
+                pool.disconnect()
+
     # -- dead letters and queues: see desk.py -------------------------------------------------------------------
 
     def dead_letters(self, queue_name: str) -> Iterator[DeadLetter]:
