@@ -5,8 +5,8 @@ what failed and where in the page.
 
 - `python`: executed, one namespace per page; with a file name beside it (`python app.py`) written to that file.
 - `diff`: the code before it must compile, the code after it is executed.
-- `sh`: each line is a command. `console`: lines with `$ ` are commands, the others what they print; a `…` stands
-  for anything, and reading commands are repeated until they print it.
+- `sh`: each line is a command. `console`: lines with `$ ` are commands, the others what they print, up to spaces, ids,
+  times and fingerprints; a `…` stands for anything. Reading commands are repeated until they print it.
 - In a command, the word `ID` is the id of the oldest dead letter.
 - `json` must parse; `text` is not run.
 
@@ -122,8 +122,8 @@ class Page:
 
     def _prints(self, words: list[str], expected: str) -> bool:
         words = [self._a_letter(words) if word == "ID" else word for word in words]
-        done = _run(words)
-        said = done.stdout + done.stderr
+        done = _run(words, stderr=subprocess.STDOUT)
+        said = done.stdout
         if done.returncode or not _alike(expected, said):
             log = self.workers.log()[-2000:] if self.workers else ""
             raise Unlike(
@@ -159,18 +159,40 @@ class Unlike(Exception):
     """A command printed something else than the page says."""
 
 
-def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(words: list[str], stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     program = [sys.executable] if words[0] == "python" else [str(Path(sys.executable).with_name("reliq"))]
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.run(
-        [*program, *words[1:]], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [*program, *words[1:]],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
     )
 
 
+#: What differs from run to run: an example's value stands for any of its kind.
+KINDS = {
+    "ulid": r"\b01[0-9A-HJKMNP-TV-Z]{24}\b",
+    "time": r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z",
+    "uuid": r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b",
+    "fingerprint": r"\b[0-9a-f]{16}\b",
+}
+
+
+def _plain(text: str) -> str:
+    for kind, pattern in KINDS.items():
+        text = re.sub(pattern, kind, text)
+    return text
+
+
 def _alike(expected: str, printed: str) -> bool:
-    """Whether a text was printed, up to spaces; `…` stands for anything."""
-    pattern = r"\s+".join(re.escape(word).replace("…", ".*?") for word in expected.split())
-    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+    """Whether a text was printed, up to spaces, ids and times; `…` stands for anything."""
+    pattern = r"\s+".join(re.escape(word).replace("…", ".*?") for word in _plain(expected).split())
+    return re.fullmatch(pattern, _plain(printed).strip(), re.DOTALL) is not None
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def test_what_is_not_run_is_written_somewhere() -> None:
         ("… c", "b\nd", False),
         ("01K… pay", "01KABC   pay", True),
         ("…", "", True),
+        ("at 2026-01-15T10:00:00Z 2af15fa18fbd6fbb", "at  2027-02-16T11:01:01Z 0123456789abcdef", True),
+        ("at 2026-01-15T10:00:00Z", "at noon", False),
     ],
 )
 def test_outputs_are_compared_up_to_spaces_and_dots(expected: str, printed: str, same: bool) -> None:
