@@ -62,9 +62,10 @@ def gated(key, gate):
 
 
 @dramatiq.actor(max_retries=5, **quick)
-def flaky(key, times=1):
-    """Fails `times` times, then succeeds."""
+def flaky(key, times=1, seconds=0.0):
+    """Fails `times` times, then succeeds; each run takes so many seconds."""
     log.record("start", key, real=b_skew.real_time(), retries=retries_so_far())
+    threading.Event().wait(seconds)
     if retries_so_far() < times:
         log.record("fail", key, real=b_skew.real_time())
         raise RuntimeError(f"failure {retries_so_far() + 1}")
