@@ -11,7 +11,7 @@ import click
 
 from .plan import FEWEST
 
-MESSAGES, MOST_MESSAGES = 300, 5_000
+MESSAGES, MOST_MESSAGES = 300, 2_000
 
 
 @click.command("demo")

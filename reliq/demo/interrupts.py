@@ -37,7 +37,9 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._caught) for number in _SIGNALS}
+            # Under nohup a closed terminal is nothing to stop for.
+            wanted = [s for s in _SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._caught) for number in wanted}
         return self
 
     def __exit__(

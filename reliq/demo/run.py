@@ -41,7 +41,9 @@ def run_demo(*, messages: int, seed: int, with_plain: bool, keep: bool) -> int:
                 _keep_open(screen, stage)
             else:
                 _suggest(screen)
-            return exit_code(outcomes["reliq"])
+        if keep:
+            screen.line("stopped; nothing is left running")
+        return exit_code(outcomes["reliq"])
     except (ServerMissing, ServerFailed) as error:
         raise click.ClickException(f"the demo needs a server: {error}") from error
     except Interrupted as interrupted:
@@ -119,16 +121,15 @@ def _keep_open(screen: Screen, stage: Stage) -> None:
     for side in stage.sides[:-1]:
         side.close()
     reliq = f"{program()} --url {stage.server.url} --namespace {namespace_of('reliq')}"
-    screen.line()
-    screen.line("The server and reliq's workers go on until Ctrl-C. In another terminal:", strong=True)
-    screen.line()
-    screen.line(f"  {reliq} dlq list")
-    screen.line(f"  {reliq} dlq replay --reason permanent")
     try:
+        screen.line()
+        screen.line("The server and reliq's workers go on until Ctrl-C. In another terminal:", strong=True)
+        screen.line()
+        screen.line(f"  {reliq} dlq list")
+        screen.line(f"  {reliq} dlq replay --reason permanent")
         signal.pause()
     except Interrupted:
         screen.line()
-        screen.line("stopped; nothing is left running")
 
 
 def program() -> str:

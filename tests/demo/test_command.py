@@ -158,7 +158,7 @@ def test_too_few_messages_are_a_usage_error() -> None:
     command = [sys.executable, "-m", "reliq.demo", "--messages", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "20<=x<=5000" in done.stderr
+    assert "20<=x<=2000" in done.stderr
 
 
 def test_its_help_loads_no_client_library() -> None:
