@@ -50,9 +50,11 @@ def connect(ctx: click.Context) -> Transport[Any]:
     from ..wiring import attach, transport_of
 
     try:
-        return transport_of(broker) or attach(broker)
+        transport = transport_of(broker) or attach(broker)
     except NotSupported as exc:
         raise usage(str(exc)) from exc
+    ctx.call_on_close(transport.disconnect)
+    return transport
 
 
 def application(ctx: click.Context) -> Broker:
@@ -119,7 +121,7 @@ def _readable(url: str) -> SplitResult:
         parts = urlsplit(url)
         port_is_fine = parts.port is None or parts.port > 0
     except ValueError as exc:
-        raise _unreadable("its host or port is none") from exc
+        raise _unreadable("its host or port is none (a password with one of / # ? @ must be percent-encoded)") from exc
     if not parts.scheme or "://" not in url:
         raise _unreadable("it has no scheme")
     if parts.scheme not in SCHEMES:

@@ -93,8 +93,7 @@ class Morgue:
         """Drop the namespace's keys and the connections."""
         if keys := self.client.keys(f"{self.namespace}:*"):
             self.client.delete(*keys)
-        self.client.close()
-        self.transport.sender.client.close()
+        self.transport.disconnect()
 
     def _bury(self, bury: Bury) -> str:
         self.transport.sender.raw("publish", store_arguments([bury]))
