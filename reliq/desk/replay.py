@@ -145,6 +145,8 @@ def revived(letter: DeadLetter, operation: str, aliases: Any, now_ms: int) -> Me
             f"its body ({len(letter.body)} bytes) cannot be read as a message; `reliq dlq show {letter.id}` shows it, "
             "-b instead of --url reads it with the application's encoder"
         )
+    if (letter.dead or {}).get("only_text"):
+        raise LetterError("its arguments could not be encoded, the letter holds their text only; send it anew")
     record = Record.read(message.options)
     record.start_over({"from": letter.id, "op": operation, "n": _times_replayed(record) + 1})
     kept = {key: value for key, value in message.options.items() if key not in _DROPPED}

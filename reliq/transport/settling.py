@@ -68,7 +68,8 @@ def _rejected(transport: Transport[Any], message: Message[Any], exc: BaseExcepti
     try:
         return _letter(transport, message, record, dead)
     except Exception:
-        # Not even its arguments can be encoded: their text is kept, for a person to read.
+        # Not even its arguments can be encoded: their text is kept, for a person to read. It must not be run for them.
+        dead["only_text"] = True
         body = json.dumps(message.asdict(), default=repr, skipkeys=True).encode()
         return Bury(message.queue_name, dead, body, None, meta=_meta(dead))
 

@@ -14,7 +14,8 @@ from reliq.message.record import Record, with_record
 from reliq.message.verdict import Failure, Reason
 from reliq.transport.delivered import Unreadable
 from reliq.transport.redis.items import store_arguments
-from reliq.transport.settling import Bury, bury_raw
+from reliq.transport.settlement import Bury
+from reliq.transport.settling import bury_raw
 from reliq.wiring import attach
 
 HOUR_MS = 3_600_000
@@ -30,6 +31,8 @@ class Morgue:
         self.broker = RedisBroker(url=url, namespace=namespace, middleware=[])
         self.transport = attach(self.broker)
         self.client = self.broker.client
+        # The first call of a script is two requests: tests that count requests want it behind them.
+        self.transport.sender.raw("letters", ["discard", "reliq", "none", "none"])
         self._clock_ms = int(time.time() * 1000) - HOUR_MS
 
     def letter(
@@ -61,13 +64,13 @@ class Morgue:
         )
         kept = message.asdict() | {"options": with_record(message.options, record) | {"retries": 1, "traceback": "x"}}
         buried: Message[Any] = Message(**kept)
-        return self._bury(Bury(queue, record.dead, buried.encode(), buried))
+        return self.put(Bury(queue, record.dead, buried.encode(), buried))
 
     def raw(self, body: bytes, queue: str = "default") -> str:
         """One of reliq's whose body cannot be read."""
         bury = bury_raw(self.transport, queue, body, Unreadable("malformed", "the body cannot be decoded: it is junk"))
         bury.dead["died_at"] = self._tick()
-        return self._bury(bury)
+        return self.put(bury)
 
     def stock(self, *args: Any, actor: str = "charge", queue: str = "default", body: bytes | None = None) -> str:
         """One of plain Dramatiq's."""
@@ -95,7 +98,8 @@ class Morgue:
             self.client.delete(*keys)
         self.transport.disconnect()
 
-    def _bury(self, bury: Bury) -> str:
+    def put(self, bury: Bury) -> str:
+        """Store a letter; returns its id."""
         self.transport.sender.raw("publish", store_arguments([bury]))
         return str(bury.dead["id"])
 

@@ -13,6 +13,8 @@ from reliq.desk import letters, replay
 from reliq.desk.selector import Selector, SelectorError
 from reliq.errors import LetterError
 from reliq.message.letter import DeadLetter
+from reliq.transport.settlement import Bury
+from reliq.transport.settling import captured_send
 from tests.desk.support import Morgue
 
 EVERYTHING = Selector(newer_than_ms=10**12)
@@ -105,6 +107,20 @@ def test_a_letter_that_a_hook_refuses_stays(morgue: Morgue) -> None:
     assert (outcome.done, outcome.failed) == (1, 1)
     assert told == ["dramatiq.middleware.middleware.MiddlewareError: not on Sundays"]
     assert left(morgue) == [refused]
+
+
+def test_a_letter_that_holds_only_the_text_of_its_arguments_is_not_run_for_them(morgue: Morgue) -> None:
+    """What a callback sent could not be encoded: a replay would run it with '<object object at 0x...>'."""
+    unsendable: Message[Any] = Message("default", "charge", (object(),), {}, {})
+    bury = captured_send(morgue.transport, unsendable, None)
+    assert isinstance(bury, Bury)
+    letter_id = morgue.put(bury)
+    told: list[str] = []
+    outcome = run(morgue, failed=lambda letter, why: told.append(why))
+    assert (outcome.done, outcome.failed) == (0, 1)
+    assert "send it anew" in told[0]
+    assert left(morgue) == [letter_id]
+    assert letters.find(morgue.transport, letter_id).reason == "rejected"
 
 
 def test_hooks_hear_of_a_replay_as_of_a_send(morgue: Morgue) -> None:
