@@ -15,6 +15,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
 
 from ...message.letter import worker_identity
+from .clock import wall_ms
 
 if TYPE_CHECKING:
     from dramatiq.worker import Worker
@@ -38,6 +39,8 @@ class Keeper:
         self._stopping = threading.Event()
         self._beat_at = self._expire_at = 0.0
         self._reap_at = self._once_all_have_spoken()
+        #: Server time, ms: until then the lease of a worker that beat when this one did cannot have run out.
+        self._reap_until_ms = 0
         self._complained_at = -60.0
         self._thread = threading.Thread(target=self._run, name="reliq-keeper", daemon=True)
         self._about = json.dumps({**worker_identity(transport.settings.version), "since": int(time.time() * 1000)})
@@ -99,12 +102,15 @@ class Keeper:
             "queues": queues,
             "state": "draining" if self._transport.draining else "alive",
         }
+        asked_ms = wall_ms()
         held, now = self._transport.scripts.run(
             "beat",
             [self._transport.broker_id, self._transport.settings.lease_ms, json.dumps(about), *queues],
             "saying that this worker lives",
         )
-        self._transport.heard_time(int(now))
+        self._transport.heard_time(int(now), asked_ms)
+        settings = self._transport.settings
+        self._reap_until_ms = int(now + settings.lease_ms - settings.beat_every_ms)
         if not held and self._transport.alive.is_set():
             self._logger.warning("The lease of this worker had run out; others may have taken its messages.")
         self._transport.alive.set()
@@ -112,14 +118,17 @@ class Keeper:
     def reap(self, queues: list[str]) -> None:
         """Return what dead workers held."""
         timeout_ms = int(getattr(self._transport.broker, "heartbeat_timeout", 60_000))
-        returned = self._transport.scripts.run("reap", [timeout_ms, "", *queues], "returning messages of dead workers")
+        returned = self._transport.scripts.run(
+            "reap", [timeout_ms, "", self._reap_until_ms, *queues], "returning messages of dead workers"
+        )
         if returned:
             self._logger.warning("%d messages of workers that died are back in their queues.", returned)
 
     def promote(self, queues: list[str]) -> float:
         """Move what is due to its queue; returns the seconds until there may be more."""
+        asked_ms = wall_ms()
         moved, wait_ms, now = self._transport.scripts.run("promote", [PROMOTE_BATCH, *queues], "promoting delays")
-        self._transport.heard_time(int(now))
+        self._transport.heard_time(int(now), asked_ms)
         if moved >= PROMOTE_BATCH:
             return 0.0
         return PROMOTE_EVERY_S if wait_ms < 0 else min(PROMOTE_EVERY_S, float(wait_ms) / 1000 + 0.001)

@@ -26,6 +26,7 @@ from ..base import Depth, Finding, Transport
 from ..gate import AwayGate
 from ..settlement import Publish, Settlement
 from .barriers import count_once
+from .clock import ServerClock, wall_ms
 from .consumer import consumer_for
 from .desk import RedisDesk
 from .errors import REDIS_ERRORS, closed, is_answer, is_full, may_have_arrived
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 #: One script stores at most this many messages, so that it never holds the server for long.
 MOST_PER_PUBLISH = 100
-#: A clock that differs from the server's by less is left alone: the difference is the reply's way, not the clock's.
-CLOCK_TOLERANCE_MS = 1_000
 
 
 class RedisTransport(Transport[RedisBroker]):
@@ -52,7 +51,7 @@ class RedisTransport(Transport[RedisBroker]):
         super().__init__(broker)
         self._logger = get_logger(__name__, type(self))
         self._gate = AwayGate()
-        self._clock_lead_ms: int | None = None
+        self._clock = ServerClock()
         self._sender: Scripts | None = None
         self._steps: Scripts | None = None
         self._waiter: Any = None
@@ -108,14 +107,13 @@ class RedisTransport(Transport[RedisBroker]):
 
     # -- time ----------------------------------------------------------------------------------------------------
 
-    def heard_time(self, server_ms: int) -> None:
-        """Learn how far the server's clock is ahead of ours."""
-        lead = server_ms - int(time.time() * 1000)
-        self._clock_lead_ms = lead if abs(lead) > CLOCK_TOLERANCE_MS else 0
+    def heard_time(self, server_ms: int, asked_ms: int) -> None:
+        """Learn how far the server's clock is ahead of ours, which said `asked_ms` before the request left."""
+        self._clock.heard(server_ms, asked_ms=asked_ms, heard_ms=wall_ms())
 
     def now_ms(self) -> int:
         """The server's time as far as it is known: delays are promoted on its clock."""
-        return super().now_ms() + (self._clock_lead_ms or 0)
+        return super().now_ms() + (self._clock.lead_ms or 0)
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -124,15 +122,16 @@ class RedisTransport(Transport[RedisBroker]):
         options: dict[str, Any] = {"redis_message_id": str(uuid4())}
         if delay_ms is None:
             return message.copy(options=options)
-        if self._clock_lead_ms is None and self._gate.away is None:
+        if self._clock.lead_ms is None and self._gate.away is None:
             self._ask_time()
         options["eta"] = self.now_ms() + delay_ms
         return message.copy(queue_name=dq_name(message.queue_name), options=options)
 
     def _ask_time(self) -> None:
+        asked_ms = wall_ms()
         try:
             seconds, micros = self.sender.client.time()
-            self.heard_time(int(seconds) * 1000 + int(micros) // 1000)
+            self.heard_time(int(seconds) * 1000 + int(micros) // 1000, asked_ms)
         except REDIS_ERRORS as exc:
             self._gate.failed(f"{type(exc).__name__}: {exc}")
             raise ConnectionClosed(
@@ -163,10 +162,11 @@ class RedisTransport(Transport[RedisBroker]):
         give_up = time.monotonic() + self.settings.send_timeout_ms * 0.25 / 1000
         arrived = False
         while True:
+            asked_ms = wall_ms()
             try:
                 now = self.sender.raw("publish", arguments)
                 self._gate.passed()
-                self.heard_time(int(now))
+                self.heard_time(int(now), asked_ms)
                 return
             except REDIS_ERRORS as exc:
                 arrived = arrived or may_have_arrived(exc)
@@ -278,7 +278,9 @@ class RedisTransport(Transport[RedisBroker]):
         self.alive.clear()
         self.draining = False
         try:
-            returned = self.scripts.run("reap", [10**12, self.broker_id, *queues], "saying that this worker stops")
+            returned = self.scripts.run(
+                "reap", [10**12, self.broker_id, 10**15, *queues], "saying that this worker stops"
+            )
         except ConnectionClosed as exc:
             self._logger.warning("Others will find this worker dead when its lease runs out: %s", exc)
             return
