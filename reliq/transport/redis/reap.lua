@@ -2,14 +2,19 @@
 --   KEYS[1]  namespace
 --   ARGV[1]  ms without a heartbeat after which a stock worker counts as dead
 --   ARGV[2]  a worker id that is dead by its own word (it is stopping), or ""
---   ARGV[3..]  queues to look at, besides those that a dead reliq worker had named
+--   ARGV[3]  the server's time in ms after which this request is too old to be obeyed
+--   ARGV[4..]  queues to look at, besides those that a dead reliq worker had named
 --   returns  how many messages were returned
 --
 -- A reliq worker is dead when its key has run out, on this server's clock alone. A stock worker is judged by its
--- own heartbeat, written with its own clock.
+-- own heartbeat, written with its own clock. A server that was frozen for a lease answers this request when every key
+-- has run out, though nobody died: hence ARGV[3].
 local ns = KEYS[1]
 local now = redis.call("time")
 now = now[1] * 1000 + math.floor(now[2] / 1000)
+if now > tonumber(ARGV[3]) then
+    return 0
+end
 local heartbeats = ns .. ":__heartbeats__"
 local returned = 0
 
@@ -36,7 +41,7 @@ local function give_back_all(worker, queues)
 end
 
 local here = {}
-for i = 3, #ARGV do
+for i = 4, #ARGV do
     here[#here + 1] = ARGV[i]
 end
 
