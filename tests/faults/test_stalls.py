@@ -5,6 +5,7 @@ ever: nobody gives it back.
 """
 
 import re
+import threading
 import time
 from collections.abc import Callable
 
@@ -101,3 +102,30 @@ def test_a_server_that_stands_still_strands_nothing(
         return
     assert (counted.done, counted.lost, stranded(counted)) == (100, 0, 0)
     assert (group.alive, group.worker_pids) == (True, [pid])
+
+
+def test_a_freeze_longer_than_the_lease_takes_no_live_worker_for_dead(
+    stage: Stage, figure: Callable[[object], None]
+) -> None:
+    """The server freezes for two leases at the very moment when a worker asks it to return what dead workers held, and
+    answers that when every lease has run out: the request is too old to be obeyed.
+
+    sent 40 done 40 lost 0 stuck 0, extra runs 0.
+    """
+    lease_s = 2
+    settings = {"APP_LEASE": str(lease_s * 1000), "dramatiq_queue_prefetch": "4"}  # so that each takes its share
+    groups = [stage.workers(env=settings) for _ in range(2)]
+    keys = stage.send("work", range(8), seconds=4 * lease_s)
+    keys += stage.send("work", range(8, 40))
+    assert stage.log.wait_for("start", 8)
+    assert len({entry.pid for entry in stage.log.entries()}) == 2
+    frozen = threading.Event()
+    stage.proxy.on_request(calls("reap"), lambda: (stage.server.pause(), frozen.set()))
+    assert frozen.wait(2 * lease_s)
+    time.sleep(2 * lease_s)  # sleep-ok: the freeze's length
+    stage.server.resume()
+    counted = stage.finish(keys, 6 * lease_s * SLACK)
+    figure(f"{counted} extra runs {extra_runs(counted)}")
+    assert (counted.done, counted.lost, stranded(counted)) == (40, 0, 0)
+    assert (extra_runs(counted), counted.twice) == (0, 0)
+    assert all(group.alive for group in groups)
