@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -310,20 +311,20 @@ class Transport(ABC, Generic[B]):
         """Where the broker is, fit for a log: no password."""
 
     def shown(self, letter: dict[str, Any]) -> dict[str, Any]:
-        """A letter as it may be shown, logged or sent on: what `redact` makes of it. A redact that fails shows only
-        what says nothing."""
+        """A letter as it may be shown, logged or sent on: what `redact` makes of a copy of it. A redact that fails, or
+        returns no dict, shows only what says nothing."""
         redact = self.settings.redact
         if redact is None:
             return letter
         try:
-            redacted = redact(dict(letter))
+            redacted = redact(deepcopy(letter))
+            if isinstance(redacted, dict):
+                return redacted
+            raise TypeError(f"redact must return a dict, got {type(redacted).__name__}")
         except Exception:
             get_logger(__name__).critical(
-                "redact raised; letter %s is shown without its content.", letter["id"], exc_info=True
+                "redact failed; letter %s is shown without its content.", letter["id"], exc_info=True
             )
-            redacted = None
-        if isinstance(redacted, dict):
-            return redacted
         return {key: letter[key] for key in ("id", "queue", "actor", "reason", "died_at")}
 
 

@@ -151,17 +151,19 @@ class SettlingConsumer(Consumer):
 
     def ack(self, message: MessageProxy) -> None:
         """The run has ended and was not rejected: settle its verdict, or ack a plain success."""
-        assert isinstance(message, Delivered)
-        # The usual end of a message: nothing was decided, nothing was sent on its behalf.
-        if message.verdict is None and message.captured == [] and not message.failed and not message.unfinished:
-            finish(self._acknowledge, message)
-        else:
-            self._conclude(message)
+        finish(self._end, message)
 
     def nack(self, message: MessageProxy) -> None:
         """The message was rejected: a dead letter."""
+        finish(self._end, message)
+
+    def _end(self, message: MessageProxy) -> None:
         assert isinstance(message, Delivered)
-        self._conclude(message)
+        # The usual end of a message: nothing was decided, nothing was sent on its behalf.
+        if message.verdict is None and message.captured == [] and not message.failed and not message.unfinished:
+            self._acknowledge(message)
+        else:
+            self._conclude(message)
 
     def _acknowledge(self, message: Delivered) -> None:
         self.acknowledge(message)
@@ -175,7 +177,7 @@ class SettlingConsumer(Consumer):
             # a run that failed is not taken for a success.
             exception = message.exception or RunInterrupted("interrupted at the end of its run")
             self.transport.signals.emit_after("process_message", message, exception=exception)
-        finish(self._settle, message)
+        self._settle(message)
         assert message.settlement is not None
         self._report(message.settlement, message.ours)
 

@@ -87,7 +87,7 @@ class Signals:
         """Call `after_<signal>` of every middleware in reverse order; what raises is logged."""
         hooks = self._hooks(self._after, "after_", signal)
         if signal in _RUN_ENDS and isinstance(args[0], Delivered):
-            self._end_run(hooks, signal, *args, **kwargs)
+            finish(self._end_run, list(hooks), [], signal, args[0], kwargs)
             return
         for hook in hooks:
             try:
@@ -100,15 +100,19 @@ class Signals:
         for hook in self._hooks(self._after, "disarm_", "process_message"):
             finish(hook, self._broker, message)
 
-    def _end_run(self, hooks: list[Hook], signal: str, message: Delivered, **kwargs: Any) -> None:
+    def _end_run(
+        self, left: list[Hook], captured: list[Any], signal: str, message: Delivered, kwargs: dict[str, Any]
+    ) -> None:
         self.disarm(message)
         # Reading it takes it out of the options: what callbacks copy of the message does not carry our record.
         if message._record is None and "reliq" in message.options:
             message.record  # noqa: B018
-        message.captured = []
+        message.captured = captured
         _ending.message = message
-        for hook in hooks:
-            self._run_hook(hook, signal, message, kwargs)
+        # Struck by an interrupt between two hooks, this is called again and goes on with those that are left.
+        while left:
+            self._run_hook(left[0], signal, message, kwargs)
+            del left[0]
 
     def _run_hook(self, hook: Hook, signal: str, message: Delivered, kwargs: dict[str, Any]) -> None:
         captured = message.captured
@@ -174,9 +178,17 @@ def _overrides(middleware: Middleware, name: str) -> bool:
 
 def finish(step: Callable[..., Any], *args: Any) -> Any:
     """Run `step` to its end, again from the start when an interrupt hits it. `step` must bear being repeated."""
+    try:
+        return step(*args)
+    except Interrupt as late:
+        _tell_late(late)
     for _ in range(_MOST_INTERRUPTS):
         try:
             return step(*args)
         except Interrupt as late:
-            get_logger(__name__).warning("%s arrived while a message was being settled.", type(late).__name__)
+            _tell_late(late)
     return step(*args)
+
+
+def _tell_late(late: Interrupt) -> None:
+    get_logger(__name__).warning("%s arrived while a message was ending; it changes nothing.", type(late).__name__)
