@@ -1,0 +1,55 @@
+"""The stub transport keeps the contract of every transport; and what users' tests know of StubBroker stays as it is."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+from dramatiq.broker import Broker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.common import dq_name
+from dramatiq.middleware import Middleware
+
+from reliq.wiring import transport_of
+from tests.transport.contract import TransportContract
+from tests.transport.rig import Maker
+
+
+class StubMaker(Maker):
+    """Brokers in memory."""
+
+    broker_class = StubBroker
+
+    def build(self, cls: type[Broker], middleware: list[Middleware]) -> Broker:
+        return cls(middleware=middleware)
+
+    def put_raw(self, broker: Broker, queue_name: str, body: bytes) -> None:
+        broker.queues[queue_name].put(body)
+
+    def ready(self, broker: Broker, queue_name: str) -> list[bytes]:
+        return list(broker.queues[queue_name].queue)
+
+    def stored(self, broker: Broker) -> list[bytes]:
+        transport = transport_of(broker)
+        letters = [letter.body for name in broker.queues for letter in transport.dead_letters(name)]
+        heaps = [body for heap in transport._delays.values() for _, _, body in heap]
+        return [*chain.from_iterable(queue.queue for queue in broker.queues.values()), *letters, *heaps]
+
+    def stock_twin(self, broker: Broker) -> Broker:
+        twin = StubBroker()
+        twin.queues = broker.queues
+        return twin
+
+    def promote(self, broker: Broker, queue_name: str) -> None:
+        delays = broker.consume(dq_name(queue_name), timeout=1)
+        while broker.queues[dq_name(queue_name)].qsize():
+            next(delays)
+        next(delays)
+
+
+class TestStubContract(TransportContract):
+    """All of it, in memory."""
+
+    @pytest.fixture
+    def maker(self) -> Maker:
+        return StubMaker()
