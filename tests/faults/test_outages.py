@@ -116,3 +116,30 @@ def test_workers_go_on_when_redis_was_dead_for_longer_than_their_lease(
     assert all(same_process(group, pid) for group, pid in zip(groups, pids, strict=True))
     assert took <= TARGET_S * SLACK
     assert (extra_runs(counted), counted.twice) == (0, 0)
+
+
+def test_a_worker_cut_off_for_longer_than_its_lease_overwrites_nothing(
+    stage: Stage, figure: Callable[[object], None]
+) -> None:
+    """The line of one worker of two is dead for three leases while both run failing tasks: the other takes over what it
+    held. When it is back, what it settles is no longer its own: no second retry, no lost message; and it goes on.
+
+    sent 100 done 100 lost 0 stuck 0; 8 extra runs: what the cut-off worker had in its hands, once each.
+    """
+    settings = {"APP_LEASE": "2000"}
+    cut_off = stage.workers(env=settings)
+    pid = cut_off.worker_pid
+    stage.workers(direct=True, env=settings)
+    keys = stage.send("flaky", range(100), seconds=0.3)
+    assert stage.log.wait_for(lambda entries: {e.pid for e in entries if e.event == "fail"} >= {pid})
+    stage.proxy.blackhole()
+    time.sleep(6)  # sleep-ok: three leases
+    stage.proxy.heal()
+    counted = stage.finish(keys, TARGET_S * SLACK)
+    again = stage.finish(stage.send("work", range(200, 240), seconds=0.1), TARGET_S)
+    starts = stage.log.count("start")
+    figure(f"{counted} extra runs {extra_runs(counted)}; {again.done} of 40 more by both")
+    assert (counted.done, counted.lost, stranded(counted)) == (100, 0, 0)
+    assert extra_runs(counted) <= 8
+    assert max(starts[key] for key in keys) <= 3
+    assert pid in {entry.pid for entry in stage.log.entries() if entry.key in range(200, 240)}

@@ -16,7 +16,7 @@ from dramatiq.errors import ConnectionClosed
 
 import reliq
 from reliq.testing import eventually
-from tests.faults.stage import SLACK, Stage, message
+from tests.faults.stage import SLACK, Stage, calls, message
 
 SEND_TIMEOUT_S = 3.0
 KNOWN_AWAY_S = 0.25
@@ -166,6 +166,23 @@ def test_the_first_send_of_a_process_fails_in_time_too(
     assert all(outcome.error is not None for outcome in outcomes)
     assert outcomes[0].took_s <= SEND_TIMEOUT_S + 1  # less slack: twice the timeout is the mistake looked for
     assert outcomes[1].took_s <= KNOWN_AWAY_S * SLACK
+
+
+def test_a_send_whose_reply_is_lost_is_stored_once(stage: Stage, figure: Callable[[object], None]) -> None:
+    """Every third reply is lost: the send is tried again within its time, accepted, and not stored twice.
+
+    100 sends, 50 replies lost: 100 stored, 0 errors.
+    """
+    broker = RedisBroker(url=stage.proxy.url(), middleware=[])
+    reliq.install(broker)
+    sender = Sender(broker)
+    rule = stage.proxy.drop_replies(calls("publish"), nth=3, every=True)
+    outcomes = [sender.send() for _ in range(100)]
+    stored = [place.key for place in stage.census()]
+    figure(f"{len(sender.accepted())} accepted, {rule.fired} replies lost, {len(stored)} stored")
+    assert rule.fired >= 33
+    assert all(outcome.error is None for outcome in outcomes)
+    assert sorted(stored) == list(range(100))
 
 
 @pytest.mark.full
