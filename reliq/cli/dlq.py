@@ -54,9 +54,8 @@ def list_letters(ctx: click.Context, /, limit: int, **options: Any) -> None:
     selector = selector_from(options)
     transport = connect(ctx)
     found = letters.select(transport, selector)
-    shown = put_rows(
-        ctx, (_shown(transport, letter) for letter in (islice(found, limit) if limit else found)), _LIST_COLUMNS
-    )
+    page = islice(found, limit) if limit else found
+    shown = put_rows(ctx, (_shown(transport, letter) for letter in page), _LIST_COLUMNS, _LIST_SPARE)
     if not shown:
         _say_nothing_found(transport, selector)
     elif limit and shown == limit:
@@ -89,7 +88,7 @@ def show_groups(ctx: click.Context, /, **options: Any) -> None:
 
     selector = selector_from(options)
     transport = connect(ctx)
-    if not put_rows(ctx, groups.groups(transport, selector), _GROUP_COLUMNS):
+    if not put_rows(ctx, groups.groups(transport, selector), _GROUP_COLUMNS, _GROUP_SPARE):
         _say_nothing_found(transport, selector)
 
 
@@ -142,6 +141,7 @@ _LIST_COLUMNS: tuple[Column, ...] = (
     _of("error"),
     ("error_message", _what_it_said),
 )
+_LIST_SPARE = ("attempts", "died_at", "queue")
 _GROUP_COLUMNS: tuple[Column, ...] = (
     _of("fingerprint"),
     _of("count"),
@@ -153,6 +153,7 @@ _GROUP_COLUMNS: tuple[Column, ...] = (
     _seconds("last_seen"),
     _of("sample"),
 )
+_GROUP_SPARE = ("first_seen", "queue", "last_seen", "sample")
 
 
 def _fields(letter: Row) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ Row = Mapping[str, Any]
 #: A heading, and what stands under it.
 Column = tuple[str, Callable[[Row], Any]]
 _GAP = "  "
+_LAST_COLUMN = 20
 
 
 def say(text: str) -> None:
@@ -29,12 +30,15 @@ def say(text: str) -> None:
     click.echo(safe(text), err=True)
 
 
-def put_rows(ctx: click.Context, rows: Iterable[Row], columns: Sequence[Column]) -> int:
-    """A list: an array, a line per item, or a table of `columns`. Returns how many there were."""
+def put_rows(ctx: click.Context, rows: Iterable[Row], columns: Sequence[Column], spare: Sequence[str] = ()) -> int:
+    """A list: an array, a line per item, or a table of `columns`. Returns how many there were.
+
+    On a terminal that is too narrow the columns of `spare` are left out, one after the other, before any is cut.
+    """
     form, count = settings_of(ctx).output, 0
     if form == "table":
         kept = [[_cell(value(row)) for _, value in columns] for row in rows]
-        for line in table([heading for heading, _ in columns], kept, _terminal_width()):
+        for line in table([heading for heading, _ in columns], kept, _terminal_width(), spare):
             _write(line)
         return len(kept)
     if form == "jsonl":
@@ -93,17 +97,30 @@ def _text_of(value: object) -> str:
         return f"<unprintable {type(value).__name__}>"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> Iterator[str]:
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None, spare: Sequence[str] = ()
+) -> Iterator[str]:
     """Aligned lines, at most `columns` wide (None = as wide as they are); none for no rows."""
     if not rows:
         return
     every = [list(headings), *rows]
     widths = [max(width(row[at]) for row in every) for at in range(len(headings))]
     numeric = [all(_is_number(row[at]) for row in rows) for at in range(len(headings))]
+    chosen = _fitting(headings, widths, columns, spare)
     for row in every:
-        cells = [_aligned(text, wide, right) for text, wide, right in zip(row, widths, numeric)]
-        line = _GAP.join(cells).rstrip()
+        line = _GAP.join(_aligned(row[at], widths[at], numeric[at]) for at in chosen).rstrip()
         yield line if columns is None else cut(line, columns)
+
+
+def _fitting(headings: Sequence[str], widths: list[int], columns: int | None, spare: Sequence[str]) -> list[int]:
+    """The places of the columns to show. The last column is long and may be cut, but not to less than its room."""
+    chosen = list(range(len(headings)))
+    for name in spare:
+        needed = sum(widths[at] + len(_GAP) for at in chosen[:-1]) + min(widths[chosen[-1]], _LAST_COLUMN)
+        if columns is None or needed <= columns:
+            break
+        chosen.remove(list(headings).index(name))
+    return chosen
 
 
 def field_lines(fields: Iterable[tuple[str, Any]]) -> Iterator[str]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .exits import NeedsConfirmation
+from .exits import Interrupted, NeedsConfirmation
 from .output import say
+from .text import safe
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,8 +37,24 @@ def ask(question: str, *, yes: bool) -> None:
             f"{question} This needs a confirmation, and there is no terminal to ask on: nothing was changed. "
             "Add --yes to do it, --dry-run to see what it would do."
         )
-    if not click.confirm(question, err=True):
+    if not _confirmed(question):
         raise NeedsConfirmation("not confirmed, nothing was changed")
+
+
+def _confirmed(question: str) -> bool:
+    """Not click's own: the one of click 8.1 writes a blank to stdout, which is for data."""
+    while True:
+        click.echo(f"{safe(question)} [y/N]: ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            click.echo(err=True)
+            raise Interrupted("the input ended before an answer, nothing was changed")
+        answer = line.strip().lower()
+        if answer in ("", "n", "no"):
+            return False
+        if answer in ("y", "yes"):
+            return True
+        click.echo("y or n?", err=True)
 
 
 class Progress:

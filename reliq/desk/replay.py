@@ -142,8 +142,8 @@ def revived(letter: DeadLetter, operation: str, aliases: Any, now_ms: int) -> Me
     message = letter.message
     if message is None:
         raise LetterError(
-            f"its body ({len(letter.body)} bytes) cannot be read as a message; `reliq dlq show {letter.id}` shows it, "
-            "-b instead of --url reads it with the application's encoder"
+            f"its body ({len(letter.body)} bytes) cannot be read as a message; `reliq dlq show {letter.id}` shows it. "
+            "A body that is not JSON is read with the application's encoder: -b, or --encoder"
         )
     if (letter.dead or {}).get("only_text"):
         raise LetterError("its arguments could not be encoded, the letter holds their text only; send it anew")

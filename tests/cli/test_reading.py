@@ -72,6 +72,16 @@ def test_a_table_is_cut_to_the_terminal(cli: Cli, morgue: Morgue, monkeypatch: p
     assert all(len(line) <= 60 for line in cli("dlq", "list").out.splitlines())
 
 
+def test_a_narrow_terminal_still_shows_why(cli: Cli, morgue: Morgue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Id, actor, reason and error are what a list is for: other columns give way to them."""
+    letter_id = morgue.letter(1, error=KeyError("x" * 400))
+    monkeypatch.setattr("reliq.cli.output._terminal_width", lambda: 90)
+    head, line = cli("dlq", "list").out.splitlines()
+    assert head.split() == ["id", "actor", "reason", "error", "error_message"]
+    assert line.split()[:4] == [letter_id, "charge", "retries_exhausted", "KeyError"]
+    assert len(line) == 90
+
+
 def test_an_empty_list_is_empty_data_and_a_word_on_stderr(cli: Cli) -> None:
     assert cli.json("dlq", "list") == []
     assert cli.json("dlq", "groups") == []
@@ -132,7 +142,7 @@ def test_a_body_of_another_encoder_is_unread_but_never_called_malformed(
     assert "cannot be read" in cli("dlq", "list").out
     refused = cli("dlq", "replay", "--all", "--yes")
     assert refused.code == 1
-    assert "-b instead of --url" in refused.err
+    assert "-b, or --encoder" in refused.err
     encoder = "tests.cli.test_reading:Rot13Encoder"
     assert cli.json("dlq", "show", letter_id, "--encoder", encoder)["args"] == [1, 2]
     assert cli("dlq", "replay", "--all", "--yes", "--encoder", encoder).code == 0
