@@ -19,6 +19,7 @@ from reliq.message.verdict import REASONS
 from reliq.middleware.decision import DEFAULT_DEFER_MAX_MS
 from reliq.transport.base import RESERVED_SUFFIXES
 from reliq.wiring import DEFAULT_PARTS
+from tests.docs.figures import filled
 from tests.docs.pages import PAGES, ROOT, code, headings, section, table
 
 OPTIONS = ROOT / "docs/options.md"
@@ -271,3 +272,35 @@ def test_fixtures_of_the_testing_page_are_those_of_the_plugin() -> None:
         if isinstance(node, ast.FunctionDef) and any("fixture" in ast.unparse(mark) for mark in node.decorator_list)
     ]
     assert sorted(rows(TESTING, "With pytest", "Fixture")) == sorted(fixtures)
+
+
+# -- proofs ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_proofs_has_a_test_a_command_and_a_figure() -> None:
+    lines = [line for line in (ROOT / "docs/proofs.md").read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    broken = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if cells[0] != "Claim" and not (len(cells) == 4 and all(cells) and re.search(r"(tests|benchmarks)/", cells[1])):
+            broken.append(line)
+    assert lines
+    assert broken == []
+
+
+def test_commands_of_the_proofs_are_make_targets_or_pytest() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    page = (ROOT / "docs/proofs.md").read_text(encoding="utf-8")
+    for command in set(re.findall(r" \| `((?:make|pytest)[^`]*)` \| ", page)):
+        assert command.startswith("pytest -s") or command.removeprefix("make ") in targets
+
+
+def test_figures_go_into_the_rows_of_their_tests() -> None:
+    """With its parameters where the row gives them; a row without a figure keeps its cell."""
+    last = {"tests/a.py::test_x": "sent 2", "tests/a.py::test_x[plain]": "sent 3", "tests/a.py::test_y": "done"}
+    page = (
+        "| Claim | Test | Command | Last figure |\n"
+        "| one | `tests/a.py::test_x`, `tests/a.py::test_x[plain]` | `pytest -s` | old |\n"
+        "| two | `tests/a.py::test_z` | `pytest -s` | passed |\n"
+    )
+    assert filled(page, last) == page.replace("old", "sent 2; plain: sent 3")
