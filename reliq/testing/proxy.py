@@ -33,8 +33,8 @@ class FaultProxy:
     A `match` is bytes that the request contains, or a function of the request's bytes. For Redis a request is
     one command, also within a pipeline; for other protocols it is what arrived in one piece. `nth=1` is the
     first matching request from now on; `every=True` takes each n-th, `limit` ends that after so many faults.
-    Redis scripts: their first use sends their whole text (SCRIPT LOAD), which may match too; ask for b"EVALSHA"
-    in the request as well.
+    Redis scripts: their first use sends their whole text (SCRIPT LOAD), which may match too; ask for
+    b"EVALSHA" in the request as well.
 
     When the upstream is down a client is accepted and then reset; `refuse()` gives a refused connection.
     """
@@ -157,8 +157,9 @@ class FaultProxy:
         """Call `callback` at the n-th matching request, e.g. to kill the server or the client's process.
 
         `before` it is forwarded; right `after` that, when the server may not have read it yet; or `replied`:
-        when the server has executed it and the client does not know yet. The connection waits for the
-        callback. An exception in it is raised at the end of the `with` block.
+        when the server has executed it and the client does not know yet (in a pipeline: when the first reply comes
+        after it was sent, which may belong to an earlier command). The connection waits for the callback. An
+        exception in it is raised at the end of the `with` block.
         """
         actions: dict[str, Action] = {
             "before": "call_before",

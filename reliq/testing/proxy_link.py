@@ -72,6 +72,7 @@ class Link:
         self._closed = False
         self._reset = False  # close the client's side with RST
         self._swallow = False  # the next reply is lost on its way
+        self._asked = threading.Event()  # the request whose reply is awaited has been sent
         self._draining = False  # read the server's side to its end, pass nothing on
         self._on_reply: list[Rule] = []
         self._thread = threading.Thread(target=self._run, name="fault-proxy-link", daemon=True)
@@ -169,9 +170,12 @@ class Link:
             self._drain()
             return False
         self._on_reply.extend(rule for rule in fired if rule.action == "call_replied")
+        self._asked.clear()
         if "drop_reply" in by_action:
             self._swallow = True
-        if not self._send(self._upstream, request):
+        sent = self._send(self._upstream, request)
+        self._asked.set()
+        if not sent:
             return False
         self._call([rule for rule in fired if rule.action == "call_after"])
         return True
@@ -182,6 +186,10 @@ class Link:
         while data := self._receive(self._upstream):
             if self._draining:
                 continue
+            if self._swallow or self._on_reply:
+                # This may be the reply to an earlier command of a pipeline, while the request itself is still
+                # being sent. The limit is for servers that answer before they have read all.
+                self._asked.wait(5)
             waiting, self._on_reply = self._on_reply, []
             self._call(waiting)
             if self._swallow:

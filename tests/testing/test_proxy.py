@@ -91,7 +91,7 @@ def test_a_lost_reply_in_a_pipeline_still_executes_the_matched_command(
     client: redis.Redis, direct: redis.Redis, proxy: FaultProxy, namespace: str
 ) -> None:
     """The replies of earlier commands arrive first; they must not end the connection before the server read on."""
-    for turn in range(20):
+    for turn in range(50):
         proxy.drop_replies(b"LAST")
         with client.pipeline(transaction=False) as pipe:
             for n in range(200):
