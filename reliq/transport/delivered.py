@@ -73,11 +73,13 @@ class Delivered(MessageProxy):
 
 
 class Unreadable(Exception):
-    """A body that is no message. `reason` is the letter's, the text says what is wrong with it."""
+    """A body that is no message for its queue. `reason` is the letter's, the text says what is wrong with it;
+    `message` is what it holds all the same, where it could be decoded."""
 
-    def __init__(self, reason: Reason, why: str) -> None:
+    def __init__(self, reason: Reason, why: str, message: Message[Any] | None = None) -> None:
         super().__init__(why)
         self.reason = reason
+        self.message = message
 
 
 def looks_pickled(body: bytes) -> bool:
@@ -133,7 +135,8 @@ def at_home(message: Message[Any], queue_name: str) -> Message[Any]:
     canonical = q_name(queue_name)
     if message.queue_name != canonical:
         if q_name(message.queue_name) != canonical:
-            raise Unreadable("malformed", f"the body names queue {message.queue_name!r} but lay in {canonical!r}")
+            why = f"the body names queue {message.queue_name!r} but lay in {canonical!r}"
+            raise Unreadable("malformed", why, message)
         message = message.copy(queue_name=canonical)
     # JSON cannot hold exception classes: a list here would make Dramatiq's `isinstance` raise and the thread die.
     if "throws" in message.options and not _exception_classes(message.options["throws"]):

@@ -168,7 +168,7 @@ def bury_raw(transport: Transport[Any], queue_name: str, body: bytes, unreadable
     """The letter of a body that cannot be opened: byte for byte, its record beside it."""
     dead = _death(transport, queue_name, "_unknown", unreadable.reason, None, attempts=0)
     dead["error_message"] = error_message(unreadable)
-    return Bury(queue_name, dead, body, None, meta=_meta(dead))
+    return Bury(queue_name, dead, body, unreadable.message, meta=_meta(dead))
 
 
 def announced(transport: Transport[Any], bury: Bury) -> tuple[Store, ...]:

@@ -109,15 +109,18 @@ class ForeignBodies:
         stage.wait_for(0, 0, 0, len(BAD))
         assert time.monotonic() - began < 3 * 2
         eventually(lambda: len(ran) == len(BAD), what="the neighbours")
-        letters = stage.letters()
-        found = {base64.b64decode(letter["body_base64"]): letter for letter in letters}
+        found = {letter.body: letter.as_dict() for letter in stage.transport.dead_letters("default")}
         assert set(found) == {bad for bad, _ in BAD.values()}
         for name, (bad, words) in BAD.items():
             letter = found[bad]
             assert letter["reason"] == "malformed", name
             assert words in letter["error_message"], (name, letter["error_message"])
             assert "\x1b" not in letter["error_message"], name
-            assert (letter["queue"], letter["actor"], letter["size_bytes"]) == ("default", None, len(bad)), name
+            assert (letter["queue"], letter["size_bytes"]) == ("default", len(bad)), name
+            # One that is a message, but of another queue, is shown as such; what cannot be decoded by its bytes.
+            decodable = name == "another-queue"
+            assert letter["actor"] == ("work" if decodable else None), name
+            assert decodable or base64.b64decode(letter["body_base64"]) == bad, name
 
     def test_a_bad_body_in_a_delay_queue_is_set_aside_too(self, make: Make) -> None:
         """A letter of the plain queue; the delay beside it runs."""

@@ -233,8 +233,8 @@ class Letters:
         assert any(record.levelname == "CRITICAL" and "redact" in record.getMessage() for record in caplog.records)
 
     def test_letters_older_than_the_retention_are_deleted(self, make: Make) -> None:
-        """retention=1 ms: gone while a worker runs; without it they stay."""
+        """retention=1 ms: gone once a worker runs."""
         stage = make(reliq.DeadLetters(retention=1))
-        failing().send("value")
+        dead(stage, failing(), ("value",))
         stage.worker()
         eventually(lambda: stage.counts() == (0, 0, 0, 0), 10, what="the end of the letter")
