@@ -156,10 +156,10 @@ class FaultProxy:
     ) -> Rule:
         """Call `callback` at the n-th matching request, e.g. to kill the server or the client's process.
 
-        `before` it is forwarded; right `after` that, when the server may not have read it yet; or `replied`: when
-        the server has executed it and the client does not know yet (in a pipeline: at the first reply after it
-        was sent, which may belong to an earlier command). The connection waits for the callback. An exception in
-        it is raised at the end of the `with` block.
+        `before` it is forwarded; right `after` that, when the server may not have read it yet; or `replied`:
+        when the server has executed it and the client does not know yet (in a pipeline: at the first reply
+        after it was sent, which may belong to an earlier command). The connection waits for the callback. An
+        exception in it is raised at the end of the `with` block.
         """
         actions: dict[str, Action] = {
             "before": "call_before",
