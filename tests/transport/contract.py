@@ -22,6 +22,7 @@ pytest.register_assert_rewrite("tests.transport.promises", "tests.transport.rig"
 from tests.transport.promises.callbacks import Callbacks  # noqa: E402
 from tests.transport.promises.foreign import ForeignBodies  # noqa: E402
 from tests.transport.promises.interrupts import Interrupts  # noqa: E402
+from tests.transport.promises.kills import Kills  # noqa: E402
 from tests.transport.promises.letters import Letters  # noqa: E402
 from tests.transport.promises.queues import Queues  # noqa: E402
 from tests.transport.promises.sending import Sending  # noqa: E402
@@ -38,7 +39,7 @@ CAPABILITIES = {
 
 
 class TransportContract(
-    Sending, Settling, Callbacks, Interrupts, ForeignBodies, UnknownActors, Queues, Letters, Subclasses
+    Sending, Settling, Callbacks, Interrupts, Kills, ForeignBodies, UnknownActors, Queues, Letters, Subclasses
 ):
     """All promises."""
 

@@ -57,6 +57,10 @@ class Maker(ABC):
         Returns a list that grows with what happened."""
         raise NotImplementedError
 
+    def victim(self, broker: Broker) -> dict[str, Any]:
+        """What `victim.py` needs to know to reach this broker from another process."""
+        raise NotImplementedError
+
     @abstractmethod
     def promote(self, broker: Broker, queue_name: str) -> None:
         """Do what a worker does with due delays, once, now."""
