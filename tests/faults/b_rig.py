@@ -163,11 +163,11 @@ class Rig:
         """Let a fault last, or give what must not happen the time to happen."""
         time.sleep(seconds)  # sleep-ok: the fault's own length, or the time in which nothing may happen
 
-    def wait_done(self, number: int, timeout: float = 20) -> None:
+    def wait_done(self, number: int, timeout: float = 40) -> None:
         """Wait until `number` different keys have ended."""
         assert self.log.wait_for("end", number, timeout), f"{self.log!r}; {self.census()}"
 
-    def wait_settled(self, timeout: float = 20) -> None:
+    def wait_settled(self, timeout: float = 40) -> None:
         """Wait until nothing is ready, running or delayed: all is done or dead."""
         open_states = ("ready", "unacked", "delayed", "stock_delayed", "ghost")
         eventually(
@@ -177,7 +177,7 @@ class Rig:
             f"every message to be done or dead ({self.log!r}, {self.census()})",
         )
 
-    def wait_for(self, condition: Callable[[], Any], what: str, timeout: float = 20) -> Any:
+    def wait_for(self, condition: Callable[[], Any], what: str, timeout: float = 40) -> Any:
         """Wait for a condition."""
         return eventually(condition, timeout, 0.03, what)
 
@@ -190,7 +190,12 @@ class Rig:
         return first
 
     def close(self) -> None:
+        """Close what the sending side has opened."""
         for broker in self._brokers.values():
+            transport = transport_of(broker)
+            if isinstance(transport, RedisTransport):
+                transport.disconnect()
+                transport.scripts.client.connection_pool.disconnect()
             broker.close()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from reliq.testing.plugin import MakeProxy
+from reliq.transport.redis.scripts import source
 from tests.faults.b_rig import Rig, shared_rig
 from tests.faults.stage import asks, calls
 
@@ -166,6 +167,7 @@ def test_a_lost_reply_to_a_fetch_strands_nothing(rig: Rig, fault_proxy: MakeProx
     """D6: the reply that brings the first prefetch is lost: 12 sent, 12 run once. Plain: 8 stay unacked in a worker
     that lives."""
     proxy = fault_proxy(rig.server)
+    rig.client.script_load(source("fetch"))  # else the reply that is lost would only say that it is not known
     kind = calls("fetch", QUEUE) if mode == "reliq" else asks(b"fetch", QUEUE)
     lost = proxy.drop_replies(kind)
     for key in range(12):

@@ -71,7 +71,7 @@ def test_a_drain_killed_half_way_and_repeated_loses_nothing(rig: Rig, fault_prox
     assert (census.count("stock_delayed"), census.count(), census.orphans) == (400, 400, ())
 
     rig.workers("plain")
-    rig.wait_done(400, timeout=40)
+    rig.wait_done(400)
     rig.wait_settled()
     rig.count(tally := rig.tally())
     starts = [entry for entry in rig.log.entries() if entry.event == "start"]
