@@ -12,7 +12,7 @@ import pytest
 pytest_plugins = ["reliq.testing.plugin"]
 
 # Suites that other test modules import: their asserts should explain themselves as a test's do.
-pytest.register_assert_rewrite("tests.transport.contract", "tests.stores.contract")
+pytest.register_assert_rewrite("tests.transport.contract", "tests.transport.promises", "tests.stores.contract")
 
 # The same examples on every run, so that a red run is red again; `make test-full` looks further and prints how
 # to repeat what it finds. No deadline: a loaded machine is not a bug.

@@ -17,19 +17,17 @@ from typing import ClassVar
 
 import pytest
 
-pytest.register_assert_rewrite("tests.transport.promises", "tests.transport.rig")
-
-from tests.transport.promises.callbacks import Callbacks  # noqa: E402
-from tests.transport.promises.foreign import ForeignBodies  # noqa: E402
-from tests.transport.promises.interrupts import Interrupts  # noqa: E402
-from tests.transport.promises.kills import Kills  # noqa: E402
-from tests.transport.promises.letters import Letters  # noqa: E402
-from tests.transport.promises.queues import Queues  # noqa: E402
-from tests.transport.promises.sending import Sending  # noqa: E402
-from tests.transport.promises.settling import Settling  # noqa: E402
-from tests.transport.promises.subclasses import Subclasses  # noqa: E402
-from tests.transport.promises.unknown import UnknownActors  # noqa: E402
-from tests.transport.rig import Maker, Stage, staged  # noqa: E402
+from tests.transport.promises.callbacks import Callbacks
+from tests.transport.promises.foreign import ForeignBodies
+from tests.transport.promises.interrupts import Interrupts
+from tests.transport.promises.kills import Kills
+from tests.transport.promises.letters import Letters
+from tests.transport.promises.queues import Queues
+from tests.transport.promises.sending import Sending
+from tests.transport.promises.settling import Settling
+from tests.transport.promises.subclasses import Subclasses
+from tests.transport.promises.unknown import UnknownActors
+from tests.transport.rig import Maker, Stage, staged
 
 #: Capability -> what a broker that has it can do.
 CAPABILITIES = {

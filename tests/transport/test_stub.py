@@ -7,55 +7,19 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 
 import dramatiq
 import pytest
-from dramatiq.broker import Broker, MessageProxy
-from dramatiq.brokers.stub import StubBroker
-from dramatiq.common import dq_name
+from dramatiq.broker import MessageProxy
 from dramatiq.errors import QueueNotFound
-from dramatiq.middleware import Middleware
 
 import reliq
 from reliq.testing import eventually
 from reliq.transport.stub.letters import DeadLetterError
-from reliq.wiring import transport_of
 from tests.transport.contract import TransportContract
 from tests.transport.promises.settling import raiser
 from tests.transport.rig import SOON, Maker, Stage, staged, stop
-
-
-class StubMaker(Maker):
-    """Brokers in memory."""
-
-    broker_class = StubBroker
-
-    def build(self, cls: type[Broker], middleware: list[Middleware]) -> Broker:
-        return cls(middleware=middleware)
-
-    def put_raw(self, broker: Broker, queue_name: str, body: bytes) -> None:
-        broker.queues[queue_name].put(body)
-
-    def ready(self, broker: Broker, queue_name: str) -> list[bytes]:
-        return list(broker.queues[queue_name].queue)
-
-    def stored(self, broker: Broker) -> list[bytes]:
-        transport = transport_of(broker)
-        letters = [letter.body for name in broker.queues for letter in transport.dead_letters(name)]
-        heaps = [body for heap in transport._delays.values() for _, _, body in heap]
-        return [*chain.from_iterable(queue.queue for queue in broker.queues.values()), *letters, *heaps]
-
-    def stock_twin(self, broker: Broker) -> Broker:
-        twin = StubBroker()
-        twin.queues = broker.queues
-        return twin
-
-    def promote(self, broker: Broker, queue_name: str) -> None:
-        delays = broker.consume(dq_name(queue_name), timeout=1)
-        while broker.queues[dq_name(queue_name)].qsize():
-            next(delays)
-        next(delays)
+from tests.transport.stub_maker import StubMaker
 
 
 class TestStubContract(TransportContract):
