@@ -63,7 +63,8 @@ class DeadLetters(Part):
         if not isinstance(actor.options.get("dead_letter", True), bool):
             raise option_error(
                 actor,
-                f"dead_letter must be True or False, got {actor.options['dead_letter']!r}; False drops the message",
+                f"dead_letter must be True or False, got {actor.options['dead_letter']!r}; "
+                "write dead_letter=False to have its messages dropped when they die",
             )
 
     # -- asked by the transport ----------------------------------------------------------------------------------
@@ -112,4 +113,6 @@ def _told(name: str, value: Any) -> str | Callable[[dict[str, Any]], Any] | None
         return str(value.actor_name)
     if value is None or (isinstance(value, str) and value) or callable(value):
         return value  # type: ignore[no-any-return]
-    raise ValueError(f"{name} must be an actor, an actor's name or a callable (letter), got {value!r}")
+    raise ValueError(
+        f"{name} must be an actor, an actor's name or a callable (letter), got {value!r}; pass one of these"
+    )

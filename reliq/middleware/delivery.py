@@ -71,7 +71,10 @@ def _at_least(name: str, value: object, least: int) -> int:
 def _checked_aliases(aliases: Mapping[str, str]) -> dict[str, str]:
     for old, new in aliases.items():
         if not (isinstance(old, str) and old and isinstance(new, str) and new):
-            raise OptionError(f"reliq.Delivery: aliases must map actor names to actor names, got {old!r}: {new!r}")
+            raise OptionError(
+                f"reliq.Delivery: aliases must map actor names to actor names, got {old!r}: {new!r}; "
+                'write for instance aliases={"old_name": "new_name"}'
+            )
         if new in aliases:
             raise OptionError(
                 f"reliq.Delivery: alias {old!r} leads to {new!r}, itself an alias; name the actor that runs it"

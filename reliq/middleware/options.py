@@ -30,6 +30,12 @@ def exception_classes(name: str, value: object) -> tuple[type[BaseException], ..
     return classes
 
 
+def check_retry_when(value: object) -> None:
+    """A callable, or None."""
+    if value is not None and not callable(value):
+        raise ValueError(f"retry_when must be a callable (retries, exception) -> bool, got {value!r}; pass a function")
+
+
 def retry_for_value(value: Any) -> RetryFor | None:
     """None, exception classes or a callable."""
     if value is None:

@@ -20,7 +20,7 @@ from ..message.verdict import Failure, Verdict
 from ..policy.backoff import Backoff, describe_ms, horizon_ms
 from ..transport.delivered import Delivered
 from .decision import DEFAULT_DEFER_MAX_MS, Limits, decide, is_refusal
-from .options import exception_classes, ms_or_none, retry_for_value, whole
+from .options import check_retry_when, exception_classes, ms_or_none, retry_for_value, whole
 from .part import Part, option_error
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Retries(Part, StockRetries):
             limit = 20 if max_retries is None else None if max_retries is False else whole("max_retries", max_retries)
             self.max_elapsed = None if max_elapsed is None or max_elapsed is False else ms_or_none(max_elapsed)
             self.retry_for = retry_for_value(retry_for)
+            check_retry_when(retry_when)
         except ValueError as exc:
             raise OptionError(f"reliq.Retries: {exc}") from exc
         super().__init__(max_retries=0 if limit is None else limit, retry_when=retry_when)
@@ -189,8 +190,8 @@ class Retries(Part, StockRetries):
         is passed over; in an actor (`strict`) it is an error."""
         look = _Lookup(message, actor, strict)
         retry_when = actor.get("retry_when", self.retry_when)
-        if strict and retry_when is not None and not callable(retry_when):
-            raise ValueError(f"retry_when must be a callable (retries, exception) -> bool, got {retry_when!r}")
+        if strict:
+            check_retry_when(retry_when)
         throws = exception_classes("throws", actor.get("throws")) if actor.get("throws") else ()
         return Limits(
             backoff=look.shape(self.backoff),

@@ -181,7 +181,7 @@ def test_an_option_no_json_holds_does_not_lose_the_retry(make: Make) -> None:
 def test_a_message_past_its_max_age_is_a_letter_expired(make: Make) -> None:
     """AgeLimit fails it unrun."""
     stage, ran = make(), []
-    actor = dramatiq.actor(ran.append, actor_name="work", max_age=50)
+    actor = dramatiq.actor(ran.append, actor_name="work", max_age=30_000)
     old = dramatiq.Message("default", "work", (1,), {}, {}, message_timestamp=int(time.time() * 1000) - 60_000)
     stage.broker.enqueue(old)
     actor.send(2)
