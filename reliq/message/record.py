@@ -116,7 +116,7 @@ class Record:
         """The value for `options["reliq"]`; an empty dict when there is nothing to say."""
         if self._newer is not None:
             return self._newer
-        data = dict(self._extra)
+        data: dict[str, Any] = {}
         for name in (*_TIMES, *_TEXTS, *_TABLES):
             if (value := getattr(self, name)) is not None:
                 data[name] = value
@@ -124,7 +124,10 @@ class Record:
             if value := getattr(self, name):
                 data[name] = value
         if self.attempts:
-            data["attempts"] = _within(self.attempts, MAX_RECORD_BYTES)
+            # The death has a limit of its own; what others wrote is theirs.
+            beside = {"v": VERSION, "attempts": [], **data, "dead": None}
+            data["attempts"] = _within(self.attempts, MAX_RECORD_BYTES - len(json.dumps(beside, default=str)))
+        data = {**self._extra, **data}
         return {"v": VERSION, **data} if data else {}
 
 

@@ -77,6 +77,6 @@ def _checked_aliases(aliases: Mapping[str, str]) -> dict[str, str]:
             )
         if new in aliases:
             raise OptionError(
-                f"reliq.Delivery: alias {old!r} leads to {new!r}, itself an alias; name the actor that runs it"
+                f"reliq.Delivery: alias {old!r} leads to {new!r}, itself an alias; write the actor that runs it"
             )
     return dict(aliases)
