@@ -54,7 +54,7 @@ def declare(broker: Broker, log: RunLog) -> Any:
             raise ValueError("once")
         if how == "sends":
             sent.send(key + 2_000)
-        time.sleep(0.02)  # so that others are prefetched while this one runs
+        time.sleep(0.02)  # sleep-ok: the task works, so that others are prefetched meanwhile
         log.record("end", key)
 
     return work
@@ -87,7 +87,7 @@ def main() -> None:
     worker.start()
     give_up = time.monotonic() + 20
     while len(log.keys("end")) < about["stop_after"] and time.monotonic() < give_up:
-        time.sleep(0.01)
+        time.sleep(0.01)  # sleep-ok: a look at the log, in a process that ends by itself
     worker.stop()
 
 
