@@ -61,7 +61,8 @@ class Page:
                 assert runner, f"{page.name}:{block.line}: no rule for a block in {block.language!r}"
                 runner(block, page)
         finally:
-            self.stop_workers()
+            if self.workers is not None:
+                self.workers.close()
 
     def run_text(self, block: Block, page: Path) -> None:
         """A picture or an output."""
