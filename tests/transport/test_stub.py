@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import dramatiq
 import pytest
@@ -93,6 +94,21 @@ class TestStubAsUsersKnowIt:
         stage.worker()
         stage.broker.join("default", timeout=10_000)
         assert (ready.unfinished_tasks, delays.unfinished_tasks) == (0, 0)
+
+    def test_whoever_joins_finds_what_a_message_became(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its retry and callback are stored while it still counts as unfinished: join cannot return between."""
+        dramatiq.actor(lambda message, error: None, actor_name="told", queue_name="told")
+        dramatiq.actor(raiser(ValueError("boo")), actor_name="work", on_failure="told").send(1)
+        publish, unfinished = stage.transport.publish, []
+
+        def seen(item: Any) -> None:
+            unfinished.append(stage.broker.queues["default"].unfinished_tasks)
+            publish(item)
+
+        monkeypatch.setattr(stage.transport, "publish", seen)
+        stage.hand().run()
+        assert unfinished == [1, 1]
+        assert stage.broker.queues["default"].unfinished_tasks == 0
 
     def test_what_a_worker_leaves_is_in_the_queues_again(self, stage: Stage) -> None:
         """A far delay lies in `default.DQ` after the worker stopped, and is run by the next one when due."""

@@ -194,20 +194,20 @@ class Letters:
         """What is told is redacted; the stored letter is whole."""
 
         def redact(letter: dict[str, Any]) -> dict[str, Any]:
-            letter["kwargs"].clear()
+            letter["kwargs"]["card"].clear()
             return {**letter, "args": "***", "error_message": "***"}
 
         witness, got = Witness(), []
         stage = make(reliq.DeadLetters(on_dead_letter="told"), more=[witness], redact=redact)
         dramatiq.actor(got.append, actor_name="told", queue_name="told")
-        failing().send("value", card="4111")
+        failing().send("value", card={"number": "4111"})
         stage.hand().run()
         stage.hand("told").run()
         ((_, told),) = witness.letters
-        assert (told["args"], told["kwargs"], told["error_message"]) == ("***", {}, "***")
+        assert (told["args"], told["kwargs"], told["error_message"]) == ("***", {"card": {}}, "***")
         assert got[0]["error_message"] == "***"
         (letter,) = stage.letters()
-        assert (letter["kwargs"], letter["error_message"]) == ({"card": "4111"}, "value went wrong")
+        assert (letter["kwargs"], letter["error_message"]) == ({"card": {"number": "4111"}}, "value went wrong")
 
     @pytest.mark.parametrize("answer", [None, "text", ValueError("broken")], ids=["none", "text", "raises"])
     def test_a_redact_that_fails_shows_nothing_of_the_content(

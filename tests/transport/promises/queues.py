@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,28 @@ class Queues:
         assert not stopper.is_alive()
         assert (ran, stage.counts()) == ([0], (7, 0, 0, 0))
         assert stage.maker.ready(stage.broker, "default") == bodies[1:]
+
+    def test_a_task_told_of_the_shutdown_goes_back_without_an_attempt_spent(self, make: Make) -> None:
+        """notify_shutdown, max_retries=0: started twice, completed once, no letter, body unchanged."""
+        stage, starts, done = make(), [], []
+
+        def work(number: int) -> None:
+            starts.append(number)
+            give_up = time.monotonic() + (20 if len(starts) == 1 else 0)
+            while time.monotonic() < give_up:
+                pass
+            done.append(number)
+
+        dramatiq.actor(work, actor_name="work", max_retries=0, notify_shutdown=True).send(1)
+        bodies = stage.maker.ready(stage.broker, "default")
+        worker = stage.worker(threads=1)
+        eventually(lambda: starts, what="the first start")
+        stop(worker)
+        assert (done, stage.counts()) == ([], (1, 0, 0, 0))
+        assert stage.maker.ready(stage.broker, "default") == bodies
+        stage.worker()
+        stage.broker.join("default", timeout=10_000)
+        assert (starts, done, stage.counts()) == ([1, 1], [1], (0, 0, 0, 0))
 
     def test_a_worker_started_after_another_stopped_does_the_rest(self, make: Make) -> None:
         """20 sent, some done by each of two workers in turn, 20 done once."""
