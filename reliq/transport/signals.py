@@ -8,7 +8,7 @@ differ from stock:
 - When a run has ended, the middlewares that interrupt threads (time limits, shutdown notices) are disarmed before
   any other hook runs, and a hook that a late interrupt hits is run to its end all the same: an interrupt can no
   longer kill the thread or lose what the hook was about to send.
-- From then until the settle, what this thread sends is captured with the message (see `capture.py`).
+- From then until the settle, what this thread sends is captured with the message (see `Transport.enqueue`).
 """
 
 from __future__ import annotations
