@@ -219,7 +219,7 @@ class TestInstalling:
             worker.stop()
 
     def test_without_a_part_it_is_not_there(self, make_stub: Make) -> None:
-        """Without(Retries): what fails is a letter at once? No: nobody decides, so it is acked as in Dramatiq."""
+        """Without(DeadLetters): no such middleware; letters are kept all the same, nobody is told."""
         stage = make_stub(reliq.Without(reliq.DeadLetters))
         assert [m for m in stage.broker.middleware if isinstance(m, reliq.DeadLetters)] == []
         dramatiq.actor(_failing, actor_name="work", max_retries=0).send()
