@@ -64,7 +64,7 @@ class Failure:
 class Verdict:
     """One decision. Build it with the class methods, which name the four outcomes.
 
-    `delay_ms` belongs to retry and defer, `reason` to dead; `failure` is what raised, where something did.
+    `delay_ms` belongs to retry and defer, `reason` and `failure` (what raised, where something did) to dead.
     """
 
     action: Action
@@ -73,9 +73,9 @@ class Verdict:
     failure: Failure | None = None
 
     @classmethod
-    def retry(cls, delay_ms: int, failure: Failure | None = None) -> Verdict:
+    def retry(cls, delay_ms: int) -> Verdict:
         """Run again in `delay_ms`; an attempt is spent."""
-        return cls("retry", delay_ms=delay_ms, failure=failure)
+        return cls("retry", delay_ms=delay_ms)
 
     @classmethod
     def defer(cls, delay_ms: int) -> Verdict:

@@ -75,9 +75,11 @@ class DeadLetters(Part):
             return bool(options["dead_letter"])
         return bool(self._actor_options(actor).get("dead_letter", True))
 
-    def announcements(self, letter: dict[str, Any], actor: str | None) -> list[Message[Any]]:
+    def announcements(
+        self, letter: dict[str, Any], options: Mapping[str, Any], actor: str | None
+    ) -> list[Message[Any]]:
         """The message that tells an actor of this letter, if an actor is to be told."""
-        name = self._to_tell(letter, actor)
+        name = self._to_tell(options, actor)
         if not isinstance(name, str):
             return []
         assert self.transport is not None
@@ -93,12 +95,12 @@ class DeadLetters(Part):
 
     def after_dead_letter(self, broker: Broker, message: Message[Any] | None, letter: dict[str, Any]) -> None:
         """A letter is written: run the callable, if one is set. What it raises is logged by the caller."""
-        told = self._to_tell(letter, letter.get("actor"))
+        told = self._to_tell(message.options if message else {}, message.actor_name if message else None)
         if callable(told):
             told(letter)
 
-    def _to_tell(self, letter: Mapping[str, Any], actor: str | None) -> str | Callable[[dict[str, Any]], Any] | None:
-        sent = (letter.get("options") or {}).get("on_dead_letter")
+    def _to_tell(self, options: Mapping[str, Any], actor: str | None) -> str | Callable[[dict[str, Any]], Any] | None:
+        sent = options.get("on_dead_letter")
         if isinstance(sent, str):
             return sent
         return _told("on_dead_letter", self._actor_options(actor).get("on_dead_letter")) or self.on_dead_letter

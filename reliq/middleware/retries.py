@@ -15,6 +15,7 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import Retries as StockRetries
 
 from ..errors import OptionError
+from ..message.failure import error_message, error_name, traceback_text
 from ..message.letter import worker_identity
 from ..message.verdict import Failure, Verdict
 from ..policy.backoff import Backoff, describe_ms, horizon_ms
@@ -105,8 +106,9 @@ class Retries(Part, StockRetries):
         if exception is None or not isinstance(message, Delivered):
             return
         actor = broker.get_actor(message.actor_name)
-        retries = message.options.get("retries")
-        retries = retries if isinstance(retries, int) and not isinstance(retries, bool) and retries >= 0 else 0
+        if message.failures_before is None:
+            message.failures_before = _count_in(message.options)
+        retries = message.failures_before
         assert self.transport is not None
         limits = self._limits(message.options, actor.options)
         verdict = decide(
@@ -135,26 +137,27 @@ class Retries(Part, StockRetries):
                 message.record.deferred_ms += verdict.delay_ms
             message.verdict = verdict
             return
-        failure = Failure.of(message.actor_name, exception)
-        self._count(message, verdict, failure, retries)
-        message.verdict = verdict.because(failure)
+        self._count(message, verdict, exception, retries)
         if verdict.action == "dead":
+            # The whole story is for the letter; a retry pays for its own line in the log of attempts only.
+            verdict = verdict.because(Failure.of(message.actor_name, exception))
             message.fail()
+        message.verdict = verdict
 
-    def _count(self, message: Delivered, verdict: Verdict, failure: Failure, retries: int) -> None:
+    def _count(self, message: Delivered, verdict: Verdict, exception: BaseException, retries: int) -> None:
         now = int(time.time() * 1000)
         began = message.started_mono
         if verdict.reason not in ("permanent", "expired"):
             # As in Dramatiq, so that its workers in the same fleet go on counting.
             message.options["retries"] = retries + 1
-            message.options["traceback"] = failure.traceback
+            message.options["traceback"] = traceback_text(exception)
             message.options["requeue_timestamp"] = now
         assert self.transport is not None
         identity = worker_identity(self.transport.settings.version)
         message.record.add_attempt(
             at=now,
-            error=failure.error,
-            message=failure.message,
+            error=error_name(exception),
+            message=error_message(exception),
             duration_ms=None if began is None else int((time.monotonic() - began) * 1000),
             **identity,
         )
@@ -202,6 +205,12 @@ class Retries(Part, StockRetries):
             retry_when=retry_when,
             retry_for=retry_for_value(actor["retry_for"]) if "retry_for" in actor else self.retry_for,
         )
+
+
+def _count_in(options: Mapping[str, Any]) -> int:
+    """How many runs have failed, as far as a producer's word can be taken for it."""
+    retries = options.get("retries")
+    return retries if isinstance(retries, int) and not isinstance(retries, bool) and retries >= 0 else 0
 
 
 class _Lookup:

@@ -43,8 +43,11 @@ class LetterPolicy(Protocol):
         """Whether a letter is kept for a message of `actor` with these options."""
         ...
 
-    def announcements(self, letter: dict[str, Any], actor: str | None) -> list[Message[Any]]:
-        """Messages to send in the same step as the letter."""
+    def announcements(
+        self, letter: dict[str, Any], options: Mapping[str, Any], actor: str | None
+    ) -> list[Message[Any]]:
+        """Messages to send in the same step as the letter, which is given as it may be shown; `options` are the dead
+        message's."""
         ...
 
 
@@ -57,7 +60,9 @@ class KeepAll:
         """Always."""
         return True
 
-    def announcements(self, letter: dict[str, Any], actor: str | None) -> list[Message[Any]]:
+    def announcements(
+        self, letter: dict[str, Any], options: Mapping[str, Any], actor: str | None
+    ) -> list[Message[Any]]:
         """None."""
         return []
 

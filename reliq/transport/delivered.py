@@ -37,6 +37,7 @@ class Delivered(MessageProxy):
     settled = False
     ours = True  # whether the settle found the delivery still in this worker's hands
     started_mono: float | None = None
+    failures_before: int | None = None  # as its options said before this run; counting again starts from here
     _record: Record | None = None
 
     def __init__(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq.logging import get_logger
 
-from ..message.letter import iso
 from .settlement import Bury, Publish, Settlement
 
 if TYPE_CHECKING:
@@ -46,18 +45,18 @@ def report(transport: Transport[Any], settlement: Settlement) -> None:
 def _report_letter(transport: Transport[Any], bury: Bury) -> None:
     logger = get_logger(__name__)
     letter = bury.letter()
+    shown = transport.shown(letter.as_dict())
     logger.error(
         "Actor %r on queue %r: dead letter %s (%s%s) at %s: reliq dlq show %s",
-        letter.actor,
+        shown.get("actor"),
         letter.queue,
         letter.id,
         letter.reason,
-        f", {bury.dead['error']}" if bury.dead.get("error") else "",
-        iso(letter.died_at_ms),
+        f", {shown['error']}" if shown.get("error") else "",
+        shown.get("died_at"),
         letter.id,
         extra={"reliq_letter": letter.id, "reliq_reason": letter.reason, "reliq_queue": letter.queue},
     )
-    shown = transport.shown(letter.as_dict())
     for middleware in reversed(transport.broker.middleware):
         hook = getattr(middleware, "after_dead_letter", None)
         if hook is None:

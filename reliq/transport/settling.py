@@ -91,9 +91,9 @@ def plan(transport: Transport[Any], delivered: Delivered) -> Settlement:
         if verdict.action == "defer":
             return _settlement(delivered, "deferred", (_again(transport, delivered, verdict.delay_ms),))
     except Refused as refused:
-        cause = refused.__cause__
-        failure = verdict.failure or (Failure.of(delivered.actor_name, cause) if cause else None)
-        verdict = Verdict.dead(refused.reason, failure)
+        # What the run raised says more than what refused its copy; a deferral that cannot be stored raised neither.
+        cause = delivered.exception or refused.__cause__ or refused
+        verdict = Verdict.dead(refused.reason, Failure.of(delivered.actor_name, cause))
     if not transport.letters.wanted(delivered.options, delivered.actor_name):
         return _settlement(delivered, "dropped", captured)
     bury = bury_delivered(transport, delivered, verdict)
@@ -161,7 +161,8 @@ def _attempts(delivered: Delivered, verdict: Verdict) -> int:
     counted = delivered.options.get("retries")
     retries = counted if isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0 else 0
     ran = delivered.started_mono is not None and not isinstance(delivered.exception, SkipMessage)
-    return retries + 1 if ran and verdict.reason in ("permanent", "rejected") else retries
+    uncounted = verdict.reason == "permanent" or (verdict.reason == "rejected" and delivered.exception is None)
+    return retries + 1 if ran and uncounted else retries
 
 
 def bury_raw(transport: Transport[Any], queue_name: str, body: bytes, unreadable: Unreadable) -> Bury:
@@ -175,7 +176,8 @@ def announced(transport: Transport[Any], bury: Bury) -> tuple[Store, ...]:
     """What is sent to `on_dead_letter` actors in the same step as the letter."""
     letter = bury.letter()
     try:
-        messages = transport.letters.announcements(transport.shown(letter.as_dict()), letter.actor)
+        options = bury.message.options if bury.message is not None else {}
+        messages = transport.letters.announcements(transport.shown(letter.as_dict()), options, letter.actor)
     except Exception:
         get_logger(__name__).critical("Announcing dead letter %s failed.", letter.id, exc_info=True)
         return ()
