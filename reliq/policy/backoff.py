@@ -20,8 +20,8 @@ from typing import Any, Protocol
 SHAPES = ("exponential", "linear", "fixed", "decorrelated")
 JITTERS = ("full", "equal", "none")
 
-#: What fits into the signed 64-bit integers of the brokers.
-LONGEST_MS = 2**63 - 1
+#: Up to here a float counts single ms (285,000 years): no draw leaves its interval by rounding.
+LONGEST_MS = 2**53 - 1
 
 #: 2**40 times any `min_backoff` of at least 1 ms is 34 years: beyond it the exponent only costs.
 _HIGHEST_EXPONENT = 40
