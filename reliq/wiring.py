@@ -17,7 +17,7 @@ from dramatiq.broker import Broker
 from dramatiq.encoder import PickleEncoder
 from dramatiq.logging import get_logger
 from dramatiq.message import get_encoder
-from dramatiq.middleware import Callbacks, GroupCallbacks, Middleware, Pipelines
+from dramatiq.middleware import Callbacks, Middleware
 from dramatiq.middleware import Retries as StockRetries
 from dramatiq.threading import is_gevent_active
 
@@ -68,32 +68,43 @@ def install(
             f"reliq.install takes a broker, got {broker!r}; write reliq.install(broker, reliq.Retries())"
         )
     chosen = _choose(parts)
-    if redact is not None and not callable(redact):
-        raise OptionError(f"redact must be a callable (letter: dict) -> dict, got {redact!r}.")
-    transport = transport_of(broker)
-    if transport is not None and _is_installed(broker):
+    _check_settings(redact, version)
+    if _is_installed(broker):
         return broker
     transport = _attach(broker)
     version = version if version is not None else os.environ.get("RELIQ_VERSION")
     transport.settings = replace(transport.settings, redact=redact, version=version)
-    given = {type(part) for part in parts if isinstance(part, Part)}
-    for cls in DEFAULT_PARTS:
-        part = chosen.get(cls)
-        if part is not None:
-            _place(broker, part, explicit=type(part) in given)
-    broker.__dict__[_MARK]["installed"] = True
+    _settle_stock_retries(broker)
+    for part in chosen.values():
+        _place(broker, part, explicit=part in parts)
     _bind_all(broker)
     _check_declared(broker)
+    broker.__dict__[_MARK]["installed"] = True
     return broker
+
+
+def _check_settings(redact: Any, version: Any) -> None:
+    if redact is not None and not callable(redact):
+        raise OptionError(f"redact must be a callable (letter: dict) -> dict, got {redact!r}; pass a function.")
+    if version is not None and not isinstance(version, str):
+        raise OptionError(f"version must be a text, got {version!r}; write for instance version='2026-11-24.1'.")
 
 
 class Install(Middleware):
     """`install` as a middleware, for brokers that are built from a settings list: it installs at the first actor that
     is declared, or when a worker boots. Takes what `install` takes after the broker."""
 
-    def __init__(self, *parts: Part | Without, **options: Any) -> None:
+    def __init__(
+        self,
+        *parts: Part | Without,
+        redact: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        version: str | None = None,
+    ) -> None:
+        # All that can be refused is refused here: later it would be raised in a hook, where Dramatiq swallows it.
+        _check_settings(redact, version)
         self._parts = parts
-        self._options = options
+        self._redact = redact
+        self._version = version
         self._chosen = _choose(parts)
 
     @property
@@ -101,13 +112,14 @@ class Install(Middleware):
         """Those of its parts: Dramatiq asks before it installs."""
         return {name for part in self._chosen.values() for name in part.actor_options}
 
-    def _install(self, broker: Broker) -> None:
-        install(broker, *self._parts, **self._options)
+    def install_on(self, broker: Broker) -> None:
+        """Install now, if it has not been done."""
+        install(broker, *self._parts, redact=self._redact, version=self._version)
 
     def before_declare_actor(self, broker: Broker, actor: Any) -> None:
         """The first actor is about to be declared."""
         already = _is_installed(broker)
-        self._install(broker)
+        self.install_on(broker)
         if not already:
             # Its signal went to the list as it was: the parts that are new hear of this actor here.
             for part in _parts_of(broker):
@@ -115,16 +127,16 @@ class Install(Middleware):
 
     def after_declare_actor(self, broker: Broker, actor: Any) -> None:
         """An actor had been declared before this was added."""
-        self._install(broker)
+        self.install_on(broker)
 
     def after_process_boot(self, broker: Broker) -> None:
         """A worker process has imported the broker."""
-        self._install(broker)
+        self.install_on(broker)
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         """A worker is started by hand."""
         if not _is_installed(broker):
-            self._install(broker)
+            self.install_on(broker)
             lifecycle = next(m for m in broker.middleware if isinstance(m, Lifecycle))
             lifecycle.before_worker_boot(broker, worker)
 
@@ -132,6 +144,8 @@ class Install(Middleware):
 def check(broker: Broker) -> list[Finding]:
     """What is wrong, or cannot be known, about reliq on this broker: its middlewares, and the broker's own settings.
     An empty `fix` means that there is nothing to do."""
+    if not isinstance(broker, Broker):
+        raise NotSupported(f"reliq.check takes a broker, got {broker!r}; write reliq.check(broker)")
     transport = transport_of(broker)
     if transport is None:
         return [
@@ -151,7 +165,27 @@ def check(broker: Broker) -> list[Finding]:
         findings.append(Finding("order", transport.kind, "critical", "ok", "middlewares are in order", "", ""))
     except WiringError as exc:
         findings.append(Finding("order", transport.kind, "critical", "failed", str(exc), "", "see found"))
+    findings.extend(_unknown_targets(broker, transport))
     return [*findings, *transport.check()]
+
+
+def _unknown_targets(broker: Broker, transport: Transport[Any]) -> list[Finding]:
+    """Actors that are to be told of something and are not declared."""
+    findings = []
+    for what, name in sorted({target for part in _parts_of(broker) for target in part.targets(broker)}):
+        if name not in broker.actors:
+            findings.append(
+                Finding(
+                    check="target",
+                    broker=transport.kind,
+                    severity="warning",
+                    verdict="failed",
+                    found=f"{what} names actor {name!r}, which is not declared",
+                    why="nobody would be told",
+                    fix=f"declare an actor {name!r}, or correct the name",
+                )
+            )
+    return findings
 
 
 # -- attaching -----------------------------------------------------------------------------------------------------
@@ -164,7 +198,11 @@ def transport_of(broker: Broker) -> Transport[Any] | None:
 
 
 def attach(broker: Broker) -> Transport[Any]:
-    """Attach the transport for the parts that are in the broker's list: what a lone middleware calls."""
+    """Attach the transport for the parts that are in the broker's list: what a lone middleware and the command line
+    call. An `Install` in the list that nobody has heard yet installs first."""
+    for middleware in list(broker.middleware):
+        if isinstance(middleware, Install):
+            middleware.install_on(broker)
     transport = _attach(broker)
     _settle_stock_retries(broker)
     _bind_all(broker)
@@ -225,7 +263,13 @@ def _choose(parts: tuple[Any, ...]) -> dict[type[Part], Part]:
 
 def _place(broker: Broker, part: Part, *, explicit: bool) -> None:
     """Put a part into the broker's list. One of its class that is there already, added by hand, stays instead."""
-    if any(isinstance(present, type(part)) for present in broker.middleware):
+    present = next((middleware for middleware in broker.middleware if isinstance(middleware, _default_of(part))), None)
+    if present is not None:
+        if explicit and present is not part:
+            name = _default_of(part).__name__
+            raise WiringError(
+                f"the broker has {present!r}, added by hand, and reliq.install is given another {name}; keep one."
+            )
         return
     broker.actor_options |= part.actor_options
     middleware = list(broker.middleware)
@@ -237,6 +281,10 @@ def _place(broker: Broker, part: Part, *, explicit: bool) -> None:
             if not explicit:
                 part = _with_values_of(stock, part)
             middleware[middleware.index(stock)] = part
+            late = [index for index, other in enumerate(middleware) if isinstance(other, Callbacks)]
+            if late and late[-1] > middleware.index(part):
+                # In the list of an application that had Retries before Callbacks.
+                middleware.insert(late[-1], middleware.pop(middleware.index(part)))
             _say_replaced(stock, part)
     else:
         # Right behind the lifecycle: the first in the list is the last to hear of a run's end.
@@ -246,8 +294,8 @@ def _place(broker: Broker, part: Part, *, explicit: bool) -> None:
 
 def _settle_stock_retries(broker: Broker) -> None:
     """A lone `Retries` beside the stock one: the stock one goes."""
-    stock = _stock_retries(broker)
     own = next((m for m in broker.middleware if isinstance(m, Retries)), None)
+    stock = _stock_retries(broker) if own is not None else None
     if stock is not None and own is not None:
         broker.middleware = [own if m is stock else m for m in broker.middleware if m is not own]
         _say_replaced(stock, own)
@@ -287,6 +335,11 @@ def _say_replaced(stock: StockRetries, part: Retries) -> None:
         old = Backoff(min(stock.min_backoff, stock.max_backoff), stock.max_backoff, "exponential", "equal")
         before = f"{stock.max_retries}, about {describe_ms(horizon_ms(old, stock.max_retries))}"
     get_logger(__name__).info("Dramatiq's Retries (%s) is replaced by reliq's (%s).", before, part.describe())
+
+
+def _default_of(part: Part) -> type[Part]:
+    """The class of default parts that a part is of."""
+    return next(cls for cls in DEFAULT_PARTS if isinstance(part, cls))
 
 
 def _bind_all(broker: Broker) -> None:
@@ -338,19 +391,21 @@ def check_order(broker: Broker) -> None:
     own = [m for m in broker.middleware if isinstance(m, Retries)]
     if len(own) > 1:
         raise WiringError("the broker has reliq.Retries twice: each failure would count twice. Remove one.")
+    for cls in (DeadLetters, Delivery):
+        if sum(isinstance(m, cls) for m in broker.middleware) > 1:
+            raise WiringError(f"the broker has reliq.{cls.__name__} twice, and only one can hold. Remove one.")
     if own and _stock_retries(broker) is not None:
         raise WiringError(
             "a stock Retries was added after reliq's: each failure would be retried twice. Remove the one from "
             "dramatiq.middleware; reliq.Retries takes its place and its options."
         )
-    for cls in (Callbacks, Pipelines, GroupCallbacks):
-        late = next((m for m in broker.middleware if isinstance(m, cls)), None)
-        if own and late is not None and broker.middleware.index(own[0]) < broker.middleware.index(late):
-            raise WiringError(
-                f"reliq.Retries stands before {cls.__name__} in the broker's list, so {cls.__name__} would act before "
-                f"it is decided whether the message has failed for good. Put Retries after it: add {cls.__name__} "
-                f"with broker.add_middleware({cls.__name__}(...), before=reliq.Retries)."
-            )
+    late = next((m for m in broker.middleware if isinstance(m, Callbacks)), None)
+    if own and late is not None and broker.middleware.index(own[0]) < broker.middleware.index(late):
+        raise WiringError(
+            "reliq.Retries stands before Callbacks in the broker's list, so Callbacks would act before it is decided "
+            "whether the message has failed for good. Put Retries after it: add Callbacks with "
+            "broker.add_middleware(Callbacks(), before=reliq.Retries)."
+        )
     transport = transport_of(broker)
     for old in transport.settings.aliases if transport else ():
         if old in broker.actors:
@@ -366,10 +421,11 @@ def boot_line(broker: Broker) -> str:
     assert transport is not None
     parts = [f"reliq {package_version('dramatiq-reliq')} {transport.describe()}"]
     retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
-    parts.append(retries.describe() if retries else "no retries")
+    others = any(isinstance(m, StockRetries) for m in broker.middleware)
+    parts.append(retries.describe() if retries else "retries by Dramatiq's own Retries" if others else "no retries")
     parts.append("delays durable" if transport.durable_delays else "delays in memory")
     parts.append(f"dead letters → {_example_queue(transport)}.dead")
-    findings = transport.check()
+    findings = [*_unknown_targets(broker, transport), *transport.check()]
     parts.extend(f"{it.found}: {it.why} (fix: {it.fix})" for it in findings if it.verdict == "failed")
     if any(finding.verdict == "unknown" for finding in findings):
         parts.append("the broker's settings cannot be read")

@@ -403,16 +403,85 @@ class TestBadOrders:
         assert finding.verdict == "failed"
         return finding.found
 
-    @pytest.mark.parametrize("middleware", [Callbacks(), Pipelines(), GroupCallbacks(StubBackend())], ids=class_name)
-    def test_retries_before_those_that_must_see_its_decision(self, middleware: Any) -> None:
+    def test_callbacks_added_behind_retries(self) -> None:
         """Names the class and how to add it."""
         broker = StubBroker(middleware=[])
         reliq.install(broker)
-        broker.add_middleware(middleware)
-        name = type(middleware).__name__
-        with pytest.raises(reliq.WiringError, match=rf"Retries stands before {name}.*before=reliq.Retries"):
+        broker.add_middleware(Callbacks())
+        with pytest.raises(reliq.WiringError, match=r"Retries stands before Callbacks.*before=reliq.Retries"):
             self.boot(broker)
-        assert name in self.told(broker)
+        assert "Callbacks" in self.told(broker)
+
+    @pytest.mark.parametrize("middleware", [Pipelines(), GroupCallbacks(StubBackend())], ids=class_name)
+    def test_those_that_act_on_success_alone_may_stand_anywhere(self, middleware: Any) -> None:
+        """An application that adds them last boots."""
+        broker = StubBroker()
+        reliq.install(broker)
+        broker.add_middleware(middleware)
+        worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+        worker.start()
+        worker.stop()
+
+    def test_a_stock_retries_before_callbacks_is_replaced_behind_them(self) -> None:
+        """The order of the application's own list may have had them the other way round."""
+        broker = StubBroker(middleware=[StockRetries(), Callbacks()])
+        reliq.install(broker)
+        kinds = [type(middleware) for middleware in broker.middleware]
+        assert kinds.index(Callbacks) < kinds.index(reliq.Retries)
+        assert StockRetries not in kinds
+
+    def test_retries_by_hand_then_install(self) -> None:
+        """The one that was added by hand stays, with its values; the stock one goes."""
+        broker = StubBroker()
+        broker.add_middleware(reliq.Retries(max_retries=3))
+        reliq.install(broker)
+        (retries,) = [m for m in broker.middleware if isinstance(m, StockRetries)]
+        assert isinstance(retries, reliq.Retries)
+        assert retries.max_retries == 3
+        assert all(finding.verdict == "ok" for finding in reliq.check(broker) if finding.check == "order")
+
+    def test_a_part_by_hand_and_another_given(self) -> None:
+        """Two of one kind cannot both hold: said, not dropped."""
+        broker = StubBroker()
+        broker.add_middleware(reliq.Delivery(lease=5_000))
+        with pytest.raises(reliq.WiringError, match=r"another Delivery; keep one"):
+            reliq.install(broker, reliq.Delivery(lease=7_000))
+        broker.add_middleware(reliq.Delivery(lease=7_000))
+        assert "reliq.Delivery twice" in self.told(broker)
+
+    def test_install_as_a_middleware_refuses_what_install_refuses(self) -> None:
+        """At once: in a hook, Dramatiq would swallow it and run the application without reliq."""
+        with pytest.raises(TypeError, match="store"):
+            reliq.Install(store="redis://localhost:6379/1")
+        with pytest.raises(reliq.OptionError, match="version must be a text"):
+            reliq.Install(version=b"abc")
+        with pytest.raises(reliq.OptionError, match="redact must be a callable"):
+            reliq.Install(redact="args")
+
+    @pytest.mark.parametrize("version", [b"abc", 3, ["1"]])
+    def test_a_version_that_is_no_text(self, version: Any) -> None:
+        """It goes into every attempt and letter."""
+        with pytest.raises(reliq.OptionError, match="version must be a text"):
+            reliq.install(StubBroker(), version=version)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("on_retry_exhausted", True), ("on_retry_exhausted", ["x"]), ("retry_when", ConnectionError)],
+    )
+    def test_options_that_look_right(self, name: str, value: Any) -> None:
+        """Refused when the actor is declared, not found out at the first failure."""
+        broker = StubBroker()
+        reliq.install(broker)
+        with pytest.raises(reliq.OptionError, match=rf"actor 'slip'.*{name} must be"):
+            dramatiq.actor(broker=broker, actor_name="slip", **{name: value})(lambda: None)
+
+    def test_who_is_to_be_told_and_is_not_there(self) -> None:
+        """A name that no actor has is found by check, and said at boot."""
+        broker = StubBroker()
+        reliq.install(broker, reliq.DeadLetters(on_dead_letter="typo"))
+        (finding,) = [finding for finding in reliq.check(broker) if finding.check == "target"]
+        assert "'typo'" in finding.found
+        assert finding.verdict == "failed"
 
     def test_two_retries(self, installed: StubBroker) -> None:
         """Each failure would count twice."""

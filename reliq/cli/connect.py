@@ -80,12 +80,16 @@ def _loaded(spec: str, load: Callable[[str], T]) -> T:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return load(spec)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _explained(spec, exc) from exc
 
 
-def _explained(spec: str, exc: Exception) -> click.ClickException:
+def _explained(spec: str, exc: Exception | SystemExit) -> click.ClickException:
     module = spec.partition(":")[0]
+    if isinstance(exc, SystemExit):
+        return Failure(f"importing {spec!r} ended the program (exit {exc.code}); name the module that makes the broker")
+    if "/" in module or module.startswith("."):
+        return usage(f"cannot import {module!r}; write a module's name as Python does: app, or package.module")
     if isinstance(exc, ModuleNotFoundError) and exc.name and f"{module}.".startswith(f"{exc.name}."):
         return usage(f"there is no module {exc.name!r}; run this in the application's folder, or set PYTHONPATH")
     if isinstance(exc, ValueError) and not module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,6 +56,10 @@ def _message(
     from ..transport.base import check_queue_name
 
     if queue is not None:
+        if not _QUEUE_NAME.fullmatch(queue):
+            raise usage(
+                f"no worker can declare a queue {queue!r}; a name has letters, digits and ._- after a letter or _"
+            )
         check_queue_name(queue)
     if settings_of(ctx).url is not None:
         assert queue is not None
@@ -66,8 +71,16 @@ def _message(
     return message if queue is None else message.copy(queue_name=queue)
 
 
+#: What Dramatiq lets an actor declare.
+_QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise usage(f"{what} {text!r} is not JSON ({exc}); a text needs its quotes: '\"text\"'") from exc

@@ -42,6 +42,11 @@ def command(ctx: click.Context, messages: int, seed: int, plain: str, keep: bool
 
     Exits with 1 unless on reliq's side every message is done or a dead letter.
     """
-    from .run import run_demo
+    try:
+        from .run import run_demo
+    except ImportError as exc:
+        raise click.ClickException(
+            f"the demo needs a client: pip install 'dramatiq-reliq[redis,demo]' ({exc})"
+        ) from exc
 
     ctx.exit(run_demo(messages=messages, seed=seed, with_plain=plain == "on", keep=keep))

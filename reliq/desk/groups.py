@@ -17,7 +17,7 @@ from .selector import Selector
 
 def groups(transport: Transport[Any], selector: Selector) -> list[dict[str, Any]]:
     """Dicts of fingerprint, queue, actor, error, reason, count, first_seen, last_seen (ISO-8601), sample (the id of
-    the newest letter), versions (of the code, where letters were read), note (null), the earliest death first.
+    the newest letter), versions (of the code, sorted), note (null), the earliest death first.
 
     Letters of plain Dramatiq form one group per queue, without a fingerprint.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
 from dramatiq.actor import Actor
@@ -66,6 +66,13 @@ class DeadLetters(Part):
                 f"dead_letter must be True or False, got {actor.options['dead_letter']!r}; "
                 "write dead_letter=False to have its messages dropped when they die",
             )
+
+    def targets(self, broker: Broker) -> Iterator[tuple[str, str]]:
+        """The actors that are to be told of letters."""
+        for told in (self.on_dead_letter, *(actor.options.get("on_dead_letter") for actor in broker.actors.values())):
+            name = _told("on_dead_letter", told)
+            if isinstance(name, str):
+                yield "on_dead_letter", name
 
     # -- asked by the transport ----------------------------------------------------------------------------------
 

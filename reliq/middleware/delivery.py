@@ -46,7 +46,7 @@ class Delivery(Part):
                 f"reliq.Delivery: heartbeat must be at most half of lease, got {self.heartbeat:_} of {self.lease:_} "
                 "ms; one late beat would let the lease run out. Lower heartbeat or raise lease."
             )
-        self.aliases = _checked_aliases(aliases or {})
+        self.aliases = _checked_aliases({} if aliases is None else aliases)
 
     def bind(self, transport: Transport[Any]) -> None:
         """Give the transport its settings."""
@@ -69,6 +69,11 @@ def _at_least(name: str, value: object, least: int) -> int:
 
 
 def _checked_aliases(aliases: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(aliases, Mapping):
+        raise OptionError(
+            f"reliq.Delivery: aliases must map actor names to actor names, got {aliases!r}; "
+            'write for instance aliases={"old_name": "new_name"}'
+        )
     for old, new in aliases.items():
         if not (isinstance(old, str) and old and isinstance(new, str) and new):
             raise OptionError(

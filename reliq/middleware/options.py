@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dramatiq.actor import Actor
+
 from .decision import RetryFor
 
 
@@ -32,8 +34,20 @@ def exception_classes(name: str, value: object) -> tuple[type[BaseException], ..
 
 def check_retry_when(value: object) -> None:
     """A callable, or None."""
-    if value is not None and not callable(value):
-        raise ValueError(f"retry_when must be a callable (retries, exception) -> bool, got {value!r}; pass a function")
+    if value is not None and (not callable(value) or isinstance(value, type)):
+        raise ValueError(
+            f"retry_when must be a callable (retries, exception) -> bool, got {value!r}; pass a function, "
+            "or exception classes as retry_for"
+        )
+
+
+def actor_name(name: str, value: object) -> str | None:
+    """An actor's name, from the name or the actor itself; None where none is given."""
+    if isinstance(value, Actor):
+        return str(value.actor_name)
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ValueError(f"{name} must be an actor or an actor's name, got {value!r}; write for instance {name}='tell_us'")
 
 
 def retry_for_value(value: Any) -> RetryFor | None:

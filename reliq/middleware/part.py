@@ -6,6 +6,7 @@ is declared or when a worker boots, through a function of `wiring.py` that is im
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import Middleware
@@ -30,6 +31,10 @@ class Part(Middleware):
 
     def check_actor(self, actor: Actor[Any, Any]) -> None:
         """Raise `OptionError` for an option of this part that cannot work."""
+
+    def targets(self, broker: Broker) -> Iterator[tuple[str, str]]:
+        """(option, actor name) of the actors that options of this part name."""
+        return iter(())
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Attach, if nobody has; then check the actor's options."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import ActorNotFound
@@ -21,7 +21,7 @@ from ..message.verdict import Failure, Verdict
 from ..policy.backoff import Backoff, describe_ms, horizon_ms
 from ..transport.delivered import Delivered
 from .decision import DEFAULT_DEFER_MAX_MS, Limits, decide, is_refusal
-from .options import check_retry_when, exception_classes, ms_or_none, retry_for_value, whole
+from .options import actor_name, check_retry_when, exception_classes, ms_or_none, retry_for_value, whole
 from .part import Part, option_error
 
 if TYPE_CHECKING:
@@ -94,8 +94,16 @@ class Retries(Part, StockRetries):
         """Refuse options that cannot work."""
         try:
             self._limits({}, actor.options, strict=True)
+            actor_name("on_retry_exhausted", actor.options.get("on_retry_exhausted"))
         except ValueError as exc:
             raise option_error(actor, str(exc)) from exc
+
+    def targets(self, broker: Broker) -> Iterator[tuple[str, str]]:
+        """The actors that are to be told of the last failure."""
+        for actor in broker.actors.values():
+            name = actor_name("on_retry_exhausted", actor.options.get("on_retry_exhausted"))
+            if name is not None:
+                yield "on_retry_exhausted", name
 
     # -- the hook ------------------------------------------------------------------------------------------------
 
@@ -137,7 +145,8 @@ class Retries(Part, StockRetries):
                 message.record.deferred_ms += verdict.delay_ms
             message.verdict = verdict
             return
-        self._count(message, verdict, exception, retries)
+        if verdict.reason != "expired":
+            self._count(message, verdict, exception, retries)
         if verdict.action == "dead":
             # The whole story is for the letter; a retry pays for its own line in the log of attempts only.
             verdict = verdict.because(Failure.of(message.actor_name, exception))
@@ -147,7 +156,7 @@ class Retries(Part, StockRetries):
     def _count(self, message: Delivered, verdict: Verdict, exception: BaseException, retries: int) -> None:
         now = int(time.time() * 1000)
         began = message.started_mono
-        if verdict.reason not in ("permanent", "expired"):
+        if verdict.reason != "permanent":
             # As in Dramatiq, so that its workers in the same fleet go on counting.
             message.options["retries"] = retries + 1
             message.options["traceback"] = traceback_text(exception)
@@ -165,8 +174,9 @@ class Retries(Part, StockRetries):
     def _tell_exhausted(
         self, broker: Broker, actor: Actor[Any, Any], message: Delivered, counts: dict[str, int | None]
     ) -> None:
-        name = message.options.get("on_retry_exhausted") or actor.options.get("on_retry_exhausted")
-        if not name:
+        sent = message.options.get("on_retry_exhausted")
+        name = sent or actor_name("on_retry_exhausted", actor.options.get("on_retry_exhausted"))
+        if not isinstance(name, str) or not name:
             return
         try:
             target = broker.get_actor(name)

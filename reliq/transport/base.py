@@ -153,6 +153,12 @@ class Transport(ABC, Generic[B]):
 
     def _refuse_overrides(self) -> None:
         cls, stock = type(self.broker), self.stock_class()
+        for name in ("emit_before", "emit_after"):
+            if getattr(cls, name) is not getattr(stock, name):
+                raise NotSupported(
+                    f"{cls.__module__}.{cls.__qualname__} overrides {name!r}, which reliq replaces: what it does there "
+                    "would silently not happen. Do it in a middleware instead."
+                )
         if self._prepare and self._restore:
             return
         for name in ("enqueue", "consume"):

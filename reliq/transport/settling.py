@@ -19,6 +19,7 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.logging import get_logger
 from dramatiq.message import Message
 from dramatiq.middleware import AgeLimit, SkipMessage
+from dramatiq.middleware import Retries as StockRetries
 
 from ..message.failure import error_message
 from ..message.letter import death
@@ -115,7 +116,19 @@ def _verdict(transport: Transport[Any], delivered: Delivered) -> Verdict | None:
         return Verdict.dead("expired", failure)
     if exception is None or isinstance(exception, SkipMessage):
         return Verdict.dead("rejected", failure)
+    if any(isinstance(m, StockRetries) for m in transport.broker.middleware) and not _throws(delivered, exception):
+        # Dramatiq's own Retries, kept on purpose, has counted to its end.
+        return Verdict.dead("retries_exhausted", failure)
     return Verdict.dead("permanent", failure)
+
+
+def _throws(delivered: Delivered, exception: BaseException) -> bool:
+    actor = delivered.consumer.transport.broker.actors.get(delivered.actor_name)
+    throws = actor.options.get("throws") if actor is not None else None
+    try:
+        return throws is not None and isinstance(exception, throws)
+    except TypeError:
+        return False
 
 
 def _is_too_old(transport: Transport[Any], delivered: Delivered) -> bool:
@@ -167,7 +180,8 @@ def _attempts(delivered: Delivered, verdict: Verdict) -> int:
 
 def bury_raw(transport: Transport[Any], queue_name: str, body: bytes, unreadable: Unreadable) -> Bury:
     """The letter of a body that cannot be opened: byte for byte, its record beside it."""
-    dead = _death(transport, queue_name, "_unknown", unreadable.reason, None, attempts=0)
+    actor = unreadable.message.actor_name if unreadable.message is not None else "_unknown"
+    dead = _death(transport, queue_name, actor, unreadable.reason, None, attempts=0)
     dead["error_message"] = error_message(unreadable)
     return Bury(queue_name, dead, body, unreadable.message, meta=_meta(dead))
 

@@ -14,7 +14,7 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.middleware import Middleware, default_middleware
-from dramatiq.worker import ConsumerThread, Worker, WorkerThread, _WorkQueueItem
+from dramatiq.worker import ConsumerThread, Worker, WorkerThread
 
 import reliq
 from reliq.testing import eventually
@@ -135,7 +135,7 @@ class Hand:
         self._boots = Worker(broker, queues={"nothing here"}, worker_timeout=50, worker_threads=1)
         self._boots.start()
         # Not the worker's own, from which its thread would take what is run here.
-        self._queue: PriorityQueue[_WorkQueueItem] = PriorityQueue()
+        self._queue: PriorityQueue[Any] = PriorityQueue()
         self.thread = ConsumerThread(
             broker=broker,
             queue_name=queue_name,
@@ -172,7 +172,8 @@ class Hand:
         """Run a message (else the next one) from `before_process_message` to the end of its ack."""
         taken = self.take() if message is None else message
         assert isinstance(taken, Delivered)
-        self._queue.put(_WorkQueueItem(0, taken))
+        # One unfinished task for the worker to count as done; what it holds differs between versions of Dramatiq.
+        self._queue.put(0)
         self._queue.get_nowait()
         self._runner.process_message(taken)
         return taken

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 #: How many letters one round trip reads, and how many messages one step gives back.
 PAGE = 200
 
-_OWN_SUFFIXES = (".delayed", ".delayed.msgs", ".dead", ".dead.msgs", ".dead.meta", ".dead.index", ".dead.groups")
+_OWN_SUFFIXES = (
+    ".delayed",
+    ".delayed.msgs",
+    ".dead",
+    ".dead.msgs",
+    ".dead.meta",
+    ".dead.index",
+    ".dead.groups",
+    ".dead.versions",
+)
 #: Longest first: what a key's name ends in, after the queue's.
 _SUFFIXES = tuple(
     sorted((*_OWN_SUFFIXES, ".DQ.msgs", ".DQ", ".XQ.msgs", ".XQ", ".msgs"), key=lambda suffix: -len(suffix))
@@ -143,13 +152,13 @@ class RedisDesk:
         """From the index: no letter is read. Stock letters form one group, without a fingerprint."""
         doing = f"grouping letters of queue {queue_name!r}"
         dead, stock = self._key(f"{queue_name}.dead"), self._key(f"{queue_name}.XQ")
-        (about,) = self._ask(doing, ("HGETALL", f"{dead}.groups"))
+        about, versions = self._ask(doing, ("HGETALL", f"{dead}.groups"), ("HGETALL", f"{dead}.versions"))
+        known = _mapping(versions)
         groups = []
         for raw, text in _mapping(about).items():
             fingerprint = raw.decode("utf-8", "replace")
-            groups.append(
-                self._group(doing, f"{dead}.group.{fingerprint}", queue_name, fingerprint, _json_object(text))
-            )
+            group = self._group(doing, f"{dead}.group.{fingerprint}", queue_name, fingerprint, _json_object(text))
+            groups.append({**group, "versions": _json_list(known.get(raw))})
         groups.append(self._group(doing, stock, queue_name, None, None))
         return [group for group in groups if group["count"]]
 
@@ -322,6 +331,14 @@ def _json_object(text: bytes | None) -> dict[str, Any] | None:
     except (ValueError, RecursionError):  # a hostile body may be nested beyond reading
         return None
     return value if isinstance(value, dict) else None
+
+
+def _json_list(text: bytes | None) -> list[Any]:
+    try:
+        value = json.loads(text) if text is not None else []
+    except ValueError:
+        return []
+    return value if isinstance(value, list) else []
 
 
 def _queue_of(name: str) -> list[str]:

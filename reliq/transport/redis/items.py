@@ -43,7 +43,8 @@ def _letter(item: Bury) -> list[Any]:
     letter = item.letter()
     about = json.dumps({"actor": letter.actor, "error": item.dead["error"], "reason": item.dead["reason"]})
     fingerprint = item.dead["fingerprint"]
-    return ["l", item.queue, letter.id, item.body, item.dead["died_at"], item.meta or "", fingerprint, about]
+    version = item.dead["worker"]["version"] or ""
+    return ["l", item.queue, letter.id, item.body, item.dead["died_at"], item.meta or "", fingerprint, about, version]
 
 
 def _witness(namespace: str, settlement: Settlement) -> tuple[str, str]:
