@@ -29,7 +29,7 @@ def deploy_into_running_tasks(stage: Stage) -> list[int]:
 
 def test_a_deploy_spends_no_attempt_and_buries_nothing(stage: Stage, figure: Callable[[object], None]) -> None:
     """faults.md row 29: SIGTERM while 4 tasks with `max_retries=0, notify_shutdown=True` run and 40 wait: 0 letters,
-    all 44 are in their queue as they came, at once; on the next worker the 40 run once, the 4 start a second time and
+    what has not ended is in its queue as it came, at once; on the next worker the 40 run once, the 4 start a second time and
     complete.
 
     sent 44 done 44 dead 0 lost 0 stuck 0 twice 0; 4 extra runs.
@@ -38,7 +38,10 @@ def test_a_deploy_spends_no_attempt_and_buries_nothing(stage: Stage, figure: Cal
     left = stage.census()
     interrupted = stage.log.keys("interrupted")
     assert interrupted == set(range(4))
-    assert left.count("ready") == len(left.places) == 44
+    # A thread that is interrupted before Dramatiq has told it to stop may still run one of the prefetched.
+    ended = len(stage.log.keys("end"))
+    assert ended <= 4
+    assert left.count("ready") == len(left.places) == 44 - ended
     assert all("reliq" not in options_of(place.body) and "retries" not in options_of(place.body) for place in left)
 
     stage.workers(args=(DEPLOY,))
