@@ -29,8 +29,8 @@ def deploy_into_running_tasks(stage: Stage) -> list[int]:
 
 def test_a_deploy_spends_no_attempt_and_buries_nothing(stage: Stage, figure: Callable[[object], None]) -> None:
     """faults.md row 29: SIGTERM while 4 tasks with `max_retries=0, notify_shutdown=True` run and 40 wait: 0 letters,
-    what has not ended is in its queue as it came, at once; on the next worker the 40 run once, the 4 start a second time and
-    complete.
+    what has not ended is in its queue as it came, at once; on the next worker the 40 run once, the 4 start a second
+    time and complete.
 
     sent 44 done 44 dead 0 lost 0 stuck 0 twice 0; 4 extra runs.
     """
