@@ -34,6 +34,7 @@ class Delivered(MessageProxy):
     captured: list[Store] | None = None  # sends made while it ends; None until its run has ended
     unfinished: tuple[Callable[[], None], ...] = ()  # after-hooks that must still succeed before the settle
     settlement: Settlement | None = None  # the plan, once made: settling again repeats it, never makes another
+    disarmed = False  # whether time limits can no longer reach its thread
     settled = False
     ours = True  # whether the settle found the delivery still in this worker's hands
     started_mono: float | None = None

@@ -33,6 +33,9 @@ Hook = Callable[..., Any]
 #: A late interrupt comes once from each of the two that interrupt; a hook that always raises one is given up.
 _MOST_INTERRUPTS = 4
 
+#: For how long a time limit that has fired may be on its way to the thread.
+IN_FLIGHT_S = 0.005
+
 _RUN_ENDS = ("process_message", "skip_message")
 _SETTLES = ("ack", "nack")
 
@@ -99,6 +102,24 @@ class Signals:
         """Take this thread out of the reach of time limits and shutdown notices: its run is over."""
         for hook in self._hooks(self._after, "disarm_", "process_message"):
             finish(hook, self._broker, message)
+        if not message.disarmed:
+            message.disarmed = True
+            if self._is_over_its_limit(message):
+                # The limit may have fired a moment ago and be about to raise: let it strike here, where it is caught.
+                finish(time.sleep, IN_FLIGHT_S)
+
+    def _is_over_its_limit(self, message: Delivered) -> bool:
+        if message.started_mono is None:
+            return False
+        ran_ms = (time.monotonic() - message.started_mono) * 1000
+        actor = self._broker.actors.get(message.actor_name)
+        for middleware in self._known:
+            if isinstance(middleware, TimeLimit):
+                limit = message.options.get("time_limit") or (actor and actor.options.get("time_limit"))
+                limit = limit or middleware.time_limit
+                if isinstance(limit, (int, float)) and ran_ms >= limit:
+                    return True
+        return False
 
     def _end_run(
         self, left: list[Hook], captured: list[Any], signal: str, message: Delivered, kwargs: dict[str, Any]
