@@ -28,6 +28,7 @@ from ..errors import Defer, Permanent
 from ..message.record import Record
 from ..message.verdict import Verdict
 from ..policy.backoff import Backoff, Uniform, delay_ms, with_retry_after
+from ..policy.foreign import attribute
 from ..policy.transient import retry_after_ms
 
 RetryFor = tuple[type[BaseException], ...] | Callable[[int, BaseException], bool | int]
@@ -81,7 +82,7 @@ def is_refusal(exception: BaseException) -> bool:
 
 
 def _deferral(exception: BaseException, record: Record, limits: Limits, rng: Uniform) -> Verdict:
-    asked = exception.delay if isinstance(exception, Defer) else None
+    asked = attribute(exception, "delay") if isinstance(exception, Defer) else None
     delay = asked if _is_delay(asked) else min(30_000, 1_000 * 2 ** min(record.deferrals, 5)) * rng.uniform(1, 2)
     if limits.defer_max_ms is not None and record.deferred_ms + delay > limits.defer_max_ms:
         return Verdict.dead("expired")
@@ -111,8 +112,9 @@ def _retry(
 
 
 def _delay(exception: BaseException, retries: int, record: Record, limits: Limits, now_ms: int, rng: Uniform) -> int:
-    if isinstance(exception, Retry) and _is_delay(exception.delay):
-        return int(exception.delay)
+    wanted = attribute(exception, "delay") if isinstance(exception, Retry) else None
+    if _is_delay(wanted):
+        return int(wanted)
     asked = retry_after_ms(exception, now_ms / 1000)
     if asked is not None:
         return with_retry_after(asked, rng)
@@ -142,7 +144,8 @@ def _asked(predicate: Callable[[int, BaseException], Any], retries: int, excepti
     """The predicate's answer; None when it raises: a broken predicate must not decide over a message."""
     try:
         answer = predicate(retries, exception)
-    except Exception:
+    except BaseException:
+        # Whatever it raises, SystemExit too: the run is over, only its message can be lost here.
         get_logger(__name__).critical(
             "%r raised; the message is retried as if it were not set.", predicate, exc_info=True
         )

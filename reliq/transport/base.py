@@ -197,7 +197,6 @@ class Transport(ABC, Generic[B]):
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Stands in for `Broker.enqueue`. While a message ends on this thread, what its callbacks send joins its
         settle; else it is published, and `ConnectionClosed` raised within `send_timeout` where that fails."""
-        check_delay(message, delay)
         ending = ending_message()
         if ending is not None and ending.captured is not None and ending.consumer.transport is self:
             return self._capture(ending.captured, message, delay)
@@ -347,14 +346,3 @@ def check_queue_name(queue_name: str) -> None:
                 f"queue {queue_name!r}: names ending in {suffix!r} are reserved for the queues made beside it; "
                 f"rename the queue, for instance {queue_name[: -len(suffix)] or 'work'!r}."
             )
-
-
-def check_delay(message: Message[Any], delay: object) -> None:
-    """Refuse a delay that is no number of ms, before anything is written."""
-    if delay is None:
-        return
-    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < 2**53:
-        raise OptionError(
-            f"actor {message.actor_name!r} (queue {message.queue_name!r}): delay must be a number of ms from 0 on, "
-            f"got {delay!r}; pass milliseconds or a timedelta to send_with_options."
-        )

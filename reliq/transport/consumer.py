@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.common import q_name
-from dramatiq.errors import ActorNotFound, BrokerConnectionError, ConnectionClosed
+from dramatiq.errors import ActorNotFound, BrokerConnectionError
 from dramatiq.logging import get_logger
 
 from ..message.verdict import Verdict
@@ -76,19 +76,26 @@ class SettlingConsumer(Consumer):
 
     def open(self, token: str, body: bytes) -> Delivered | None:
         """The message in `body`, ready for a worker thread; None when it was settled or put off instead."""
-        transport = self.transport
         try:
-            message = at_home(self._restored(body), self.queue_name)
+            return self._opened(token, body)
         except Unreadable as unreadable:
             self.settle_here(self._raw_settlement(token, body, unreadable))
-            return None
+        except Exception as exc:
+            # Whatever it is about this body, those behind it are not to blame.
+            self.logger.critical("Queue %r: a message cannot be opened.", self.queue_name, exc_info=True)
+            unopened = Unreadable("malformed", f"the message cannot be opened: {exc}")
+            self.settle_here(self._raw_settlement(token, body, unopened))
+        return None
+
+    def _opened(self, token: str, body: bytes) -> Delivered | None:
+        message = at_home(self._restored(body), self.queue_name)
         if "eta" in message.options:
             eta = eta_of(message)
             del message.options["eta"]
             if eta is not None and self.put_off(token, body, eta):
                 return None
         delivered = self.delivered_class(message, self, token, body, self.queue_name)
-        if message.actor_name not in transport.broker.actors:
+        if message.actor_name not in self.transport.broker.actors:
             return self._resolve(delivered)
         return delivered
 
@@ -232,7 +239,7 @@ class SettlingConsumer(Consumer):
 
 
 def _finish_hooks(message: Delivered) -> None:
-    """Run the after-hooks that failed and must not; raises `ConnectionClosed` for the first that fails again."""
+    """Run the after-hooks that failed and must not; raises the connection error of the first that fails again."""
     while message.unfinished:
         hook = message.unfinished[0]
         captured = message.captured
@@ -240,7 +247,13 @@ def _finish_hooks(message: Delivered) -> None:
         mark = len(captured)
         try:
             hook()
-        except Exception as exc:
+        except BrokerConnectionError:
             del captured[mark:]
-            raise ConnectionClosed(f"counting message {message.message_id!r} in its group: {exc}") from exc
+            raise
+        except Exception:
+            # Trying again would not help it, and its neighbours wait.
+            del captured[mark:]
+            get_logger(__name__).critical(
+                "Message %r cannot be counted in its group.", message.message_id, exc_info=True
+            )
         message.unfinished = message.unfinished[1:]

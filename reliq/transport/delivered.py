@@ -92,11 +92,11 @@ def looks_pickled(body: bytes) -> bool:
 def decode(body: bytes, encoder: Encoder) -> Message[Any]:
     """The message in `body`, or `Unreadable`. Every field is checked: a body of the wrong shape must not reach
     Dramatiq's threads, which it would kill."""
-    if looks_pickled(body):
-        raise Unreadable("rejected", "the body is a pickle, which is never loaded; send it as JSON")
     try:
         fields = encoder.decode(body)
     except Exception as exc:  # an encoder may raise anything; whatever it is, the body cannot be read
+        if looks_pickled(body):
+            raise Unreadable("rejected", "the body is a pickle, which is never loaded; send it as JSON") from None
         raise Unreadable("malformed", f"the body cannot be decoded: {exc}") from exc
     return from_fields(fields)
 
@@ -149,9 +149,13 @@ def at_home(message: Message[Any], queue_name: str) -> Message[Any]:
 def eta_of(message: Message[Any]) -> float | None:
     """When a delayed message is due, in ms since the epoch; None when it carries no usable `eta`."""
     eta = message.options.get("eta")
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not math.isfinite(eta):
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)):
         return None
-    return eta
+    try:
+        return eta if math.isfinite(eta) else None
+    except OverflowError:
+        # An integer too large for any float is no time either.
+        return None
 
 
 def _exception_classes(value: object) -> bool:

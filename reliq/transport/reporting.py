@@ -63,5 +63,6 @@ def _report_letter(transport: Transport[Any], bury: Bury) -> None:
             continue
         try:
             hook(transport.broker, bury.message, shown)
-        except Exception:
+        except BaseException:
+            # SystemExit too: it would end a thread of Dramatiq's, and the letter is written all the same.
             logger.critical("Unexpected failure in after_dead_letter of %r.", middleware, exc_info=True)

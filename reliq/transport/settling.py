@@ -11,6 +11,7 @@ Nothing that cannot be encoded, or that a `before_enqueue` hook refuses, is drop
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from dramatiq.message import Message
 from dramatiq.middleware import AgeLimit, SkipMessage
 from dramatiq.middleware import Retries as StockRetries
 
+from ..errors import OptionError
 from ..message.failure import error_message
 from ..message.letter import death
 from ..message.record import KEY, Record, with_record
@@ -46,10 +48,23 @@ class Refused(Exception):
 
 def outgoing(transport: Transport[Any], message: Message[Any], delay: int | None) -> Publish:
     """A send: its envelope, `before_enqueue`, its body. What a hook or the encoder raises goes to the caller."""
-    delay_ms = None if delay is None else max(0, int(-(-delay // 1)))
+    check_delay(message, delay)
+    # What is overdue runs at once, as in Dramatiq.
+    delay_ms = None if delay is None else max(0, math.ceil(delay))
     envelope = transport.envelope(message, delay_ms)
     transport.broker.emit_before("enqueue", envelope, delay)
     return Publish(envelope, transport.encode(envelope), delay_ms)
+
+
+def check_delay(message: Message[Any], delay: object) -> None:
+    """Refuse a delay that is no number of ms, before anything is written."""
+    if delay is None:
+        return
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not abs(delay) < 2**53:
+        raise OptionError(
+            f"actor {message.actor_name!r} (queue {message.queue_name!r}): delay must be a number of ms, "
+            f"got {delay!r}; pass milliseconds or a timedelta to send_with_options."
+        )
 
 
 def captured_send(transport: Transport[Any], message: Message[Any], delay: int | None) -> Store:
@@ -82,6 +97,7 @@ def plan(transport: Transport[Any], delivered: Delivered) -> Settlement:
     """What becomes of a message whose run has ended. Repeating it gives an equal plan."""
     captured = tuple(delivered.captured or ())
     verdict = _verdict(transport, delivered)
+    captured += tuple(told for item in captured if isinstance(item, Bury) for told in announced(transport, item))
     if verdict is None:
         return _settlement(delivered, "done", captured)
     if verdict.action == "return":
@@ -205,6 +221,9 @@ def _again(transport: Transport[Any], delivered: Delivered, delay_ms: int) -> Pu
     """The copy to run again."""
     record = delivered.record
     record.eligible_at = transport.now_ms() + delay_ms
+    if delivered.started_mono is not None:
+        # It ran: some worker knows its actor.
+        record.unknown_since = None
     message = delivered.message
     again: Message[Any] = Message(**{**message.asdict(), "options": with_record(message.options, record)})
     try:

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
-from dramatiq.middleware import GroupCallbacks, Interrupt, Middleware, MiddlewareError, ShutdownNotifications, TimeLimit
+from dramatiq.middleware import (
+    GroupCallbacks,
+    Interrupt,
+    Middleware,
+    MiddlewareError,
+    Retries,
+    ShutdownNotifications,
+    TimeLimit,
+)
 
 from .delivered import Delivered
 
@@ -154,10 +162,14 @@ class Signals:
             except BaseException as exc:
                 # Even SystemExit: stock would end the thread here and ack the message, which loses it.
                 self._log(hook, "after_" + signal)
-                if isinstance(exc, Exception) and isinstance(getattr(hook, "__self__", None), GroupCallbacks):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(exc, BrokerConnectionError) and isinstance(owner, GroupCallbacks):
                     # Uncounted, its group would never complete: the settle waits until it is counted.
                     del captured[mark:]
                     message.unfinished = (*message.unfinished, partial(hook, self._broker, message, **kwargs))
+                if isinstance(owner, Retries) and message.verdict is None and kwargs.get("exception") is not None:
+                    # Nobody has decided over a run that failed: it must not pass for a success.
+                    message.fail()
                 return
 
     def _hooks(self, table: dict[str, list[Hook]], prefix: str, signal: str) -> list[Hook]:

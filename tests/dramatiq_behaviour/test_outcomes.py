@@ -239,3 +239,32 @@ def test_a_time_limit_is_retried(make_stub: Make) -> None:
     stage.worker(threads=1)
     stage.broker.join("default", timeout=20_000)
     assert len(runs) == 2
+
+
+class HalfMade(Retry):
+    """A subclass that forgot its parent's constructor: it has no delay and no message."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class HalfMadeDefer(reliq.Defer):
+    """The same of ours."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def test_an_exception_without_its_parts_does_not_lose_the_message(make_stub: Make) -> None:
+    """A Retry and a Defer without a delay: run again by the usual wait, never taken for a success."""
+    assert reason_of(make_stub(), HalfMade(), max_retries=2) == ("retries_exhausted", 3)
+    assert reason_of(make_stub(), HalfMadeDefer(), defer_max=0) == ("expired", 1)
+
+
+def test_a_predicate_that_ends_the_program_does_not_decide(make_stub: Make) -> None:
+    """SystemExit from retry_when: the message is retried as if it were not set, and the thread goes on."""
+
+    def leave(retries: int, exc: BaseException) -> bool:
+        raise SystemExit(1)
+
+    assert reason_of(make_stub(), ValueError("x"), retry_when=leave, max_retries=1) == ("retries_exhausted", 2)

@@ -168,10 +168,11 @@ def test_the_first_send_of_a_process_fails_in_time_too(
     assert outcomes[1].took_s <= KNOWN_AWAY_S * SLACK
 
 
-def test_a_send_whose_reply_is_lost_is_stored_once(stage: Stage, figure: Callable[[object], None]) -> None:
-    """Every third reply is lost: the send is tried again within its time, accepted, and not stored twice.
+def test_a_send_whose_reply_is_lost_is_told_of_and_stored_once(stage: Stage, figure: Callable[[object], None]) -> None:
+    """Every third reply is lost: the caller is told that the message may be stored; nothing is sent a second time,
+    because a worker may have run the first already. The other sends go on.
 
-    100 sends, 50 replies lost: 100 stored, 0 errors.
+    100 sends, 33 replies lost: 67 accepted, 33 told that it may be stored, 100 stored once.
     """
     broker = RedisBroker(url=stage.proxy.url(), middleware=[])
     reliq.install(broker)
@@ -179,9 +180,10 @@ def test_a_send_whose_reply_is_lost_is_stored_once(stage: Stage, figure: Callabl
     rule = stage.proxy.drop_replies(calls("publish"), nth=3, every=True)
     outcomes = [sender.send() for _ in range(100)]
     stored = [place.key for place in stage.census()]
-    figure(f"{len(sender.accepted())} accepted, {rule.fired} replies lost, {len(stored)} stored")
-    assert rule.fired >= 33
-    assert all(outcome.error is None for outcome in outcomes)
+    told = [outcome.error for outcome in outcomes if outcome.error is not None]
+    figure(f"{len(sender.accepted())} accepted, {rule.fired} replies lost, {len(told)} told, {len(stored)} stored")
+    assert rule.fired == len(told) >= 33
+    assert all("may have been stored" in str(error) for error in told)
     assert sorted(stored) == list(range(100))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dramatiq.logging import get_logger
 from dramatiq.middleware import GroupCallbacks, Middleware
 from dramatiq.rate_limits import RateLimiterBackend
 
@@ -18,6 +19,7 @@ from .errors import REDIS_ERRORS, closed
 #: KEYS: the barrier, its ids (set), its completer (string). ARGV: amount, minimum, ttl in ms, message id.
 #: Returns 1 if the barrier is still up, 0 if this message completes it.
 _DECREASE = """
+redis.call("pexpire", KEYS[1], ARGV[3])  -- a write that a full server allows; after it the others are allowed too
 if redis.call("sadd", KEYS[2], ARGV[4]) == 0 then
     return redis.call("get", KEYS[3]) == ARGV[4] and 0 or 1
 end
@@ -67,8 +69,11 @@ class CountingBackend(RateLimiterBackend):
         return bool(self._backend.wait(key, timeout))
 
     def wait_notify(self, key: str, ttl: int) -> None:
-        """The backend's own."""
-        self._backend.wait_notify(key, ttl)
+        """The backend's own. Only who blocks on the barrier waits for it: a full server must not hold up the rest."""
+        try:
+            self._backend.wait_notify(key, ttl)
+        except REDIS_ERRORS as exc:
+            get_logger(__name__).warning("Nobody who waits on barrier %r is woken: %s", key, exc)
 
 
 def count_once(middleware: Middleware) -> None:

@@ -221,6 +221,9 @@ class RedisDelayConsumer(RedisConsumer):
                 moves.append((token, eta_of(self._restored(body)) or 0))
             except Unreadable as unreadable:
                 self.settle_here(self._raw_settlement(token, body, unreadable))
+            except Exception as exc:
+                unopened = Unreadable("malformed", f"the message cannot be opened: {exc}")
+                self.settle_here(self._raw_settlement(token, body, unopened))
         if moves:
             try:
                 self.transport.relocate(self.queue_name, moves)

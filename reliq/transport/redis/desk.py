@@ -232,7 +232,7 @@ class RedisDesk:
         if message is None:
             return None
         since = Record.read(message.options).eligible_at or message.message_timestamp
-        return max(0, now_ms - int(since))
+        return max(0, now_ms - int(since)) if 0 <= since < 2**53 else None
 
     def unfinished(self, queue_name: str) -> int:
         """How many messages are ready, running or delayed."""

@@ -27,9 +27,14 @@ def is_answer(exc: BaseException) -> bool:
     return isinstance(exc, redis.ResponseError) and not isinstance(exc, (redis.ReadOnlyError, redis.BusyLoadingError))
 
 
+def is_unknown_command(exc: BaseException) -> bool:
+    """Whether the server is too old for a command."""
+    return isinstance(exc, redis.ResponseError) and "unknown command" in str(exc).lower()
+
+
 def may_have_arrived(exc: BaseException) -> bool:
     """Whether the server may have done what was asked, though nobody heard it say so."""
-    if isinstance(exc, redis.ResponseError):
+    if isinstance(exc, (redis.ResponseError, redis.AuthenticationError)):
         return False
     # The client tells a failed connect from a failed read by its text alone; a contract test holds it to that.
     return "connecting" not in str(exc).lower()

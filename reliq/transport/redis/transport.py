@@ -6,6 +6,7 @@ server's memory and its AOF buffer; what a power failure or a failover can still
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from .barriers import count_once
 from .clock import ServerClock, wall_ms
 from .consumer import consumer_for
 from .desk import RedisDesk
-from .errors import REDIS_ERRORS, closed, is_answer, is_full, may_have_arrived
+from .errors import REDIS_ERRORS, closed, is_answer, is_full, is_unknown_command, may_have_arrived
 from .flusher import Flusher
 from .items import settlement_arguments, store_arguments
 from .keeper import Keeper
@@ -50,6 +51,7 @@ class RedisTransport(Transport[RedisBroker]):
     def __init__(self, broker: RedisBroker) -> None:
         super().__init__(broker)
         self._logger = get_logger(__name__, type(self))
+        self._pid = os.getpid()
         self._gate = AwayGate()
         self._clock = ServerClock()
         self._sender: Scripts | None = None
@@ -174,12 +176,22 @@ class RedisTransport(Transport[RedisBroker]):
                     # Only an answer that it cannot store more is worth a word of its own; all leave as one type.
                     what = "Redis is full" if is_full(exc) else "Redis refused it"
                     raise ConnectionClosed(f"{doing}: not stored, {what}: {exc}") from exc
-                if not was_away and time.monotonic() < give_up:
+                # Tried again only if nothing can have arrived: a worker may have run and acked it already, and then
+                # nothing would show that a second one is a copy.
+                if not arrived and not was_away and time.monotonic() < give_up:
                     time.sleep(0.02)
                     continue
                 stored = "it may have been stored" if arrived else "not stored"
-                self._gate.failed(f"{type(exc).__name__}: {exc}")
+                if was_away or time.monotonic() >= give_up or not self._answers():
+                    self._gate.failed(f"{type(exc).__name__}: {exc}")
                 raise ConnectionClosed(f"{doing}: {stored}, Redis cannot be reached: {exc}") from exc
+
+    def _answers(self) -> bool:
+        """Whether the server is there: one reply that was lost does not make it away for the sends that follow."""
+        try:
+            return bool(self.sender.client.ping())
+        except REDIS_ERRORS:
+            return False
 
     # -- consuming -----------------------------------------------------------------------------------------------
 
@@ -214,8 +226,8 @@ class RedisTransport(Transport[RedisBroker]):
             except REDIS_ERRORS as exc:
                 if not is_answer(exc):
                     raise closed(exc, f"waiting on queue {queue_name!r}") from exc
-                # A full server refuses it though it stores nothing; one before 6.2 does not know it.
-                self._polls = not is_full(exc)
+                # A full server refuses it though it stores nothing, and somebody may have unblocked it.
+                self._polls = is_unknown_command(exc)  # before 6.2
         self.stopped.wait(min(0.02, timeout_s))
 
     def ack_ids(self, queue_name: str, tokens: list[str]) -> None:
@@ -250,6 +262,9 @@ class RedisTransport(Transport[RedisBroker]):
     def start(self, worker: Worker) -> None:
         """Start the keeper and, for the first worker of this process, the flusher."""
         super().start(worker)
+        if os.getpid() != self._pid:
+            # Forked after the broker was made: two processes of one name would take each other's messages for lost.
+            self._pid, self.broker.broker_id = os.getpid(), str(uuid4())
         self.stopped.clear()
         for middleware in self.broker.middleware:
             count_once(middleware)
@@ -271,6 +286,7 @@ class RedisTransport(Transport[RedisBroker]):
         keeper.stop()
         if self._keepers:
             # Another worker of this process goes on, under the same name.
+            self.draining = False
             return
         queues = keeper.queues
         self.stopped.set()

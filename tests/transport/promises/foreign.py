@@ -188,6 +188,16 @@ class ForeignBodies:
         assert at >= due
         stage.wait_for(0, 0, 2, 0)
 
+    def test_an_eta_beyond_any_float_holds_up_nobody(self, make: Make) -> None:
+        """On the queue and on its stock delay queue, between good ones: all run."""
+        stage, ran = make(), []
+        dramatiq.actor(ran.append, actor_name="work")
+        for number, eta in enumerate([0, 10**400, 0]):
+            stage.put_raw(body(options={"eta": eta}, args=[number]))
+        stage.worker()
+        eventually(lambda: sorted(ran) == [0, 1, 2], what="all three")
+        stage.wait_for(0, 0, 0, 0)
+
     def test_a_record_of_a_newer_reliq_is_carried_untouched(self, make: Make) -> None:
         """It fails and dies; what the newer version wrote is in the letter's body as it was."""
         stage = make()

@@ -109,7 +109,16 @@ class Sending:
         eventually(lambda: sorted(ran) == [0, 1, 2, 3, 4], 10, what="the near ones")
         stage.wait_for(0, 0, 3_000, 0)
 
-    @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "5", True, 2**60])
+    def test_a_negative_delay_runs_at_once(self, make: Make) -> None:
+        """As on plain Dramatiq, also for what a pipeline sends while its step ends: 2 of 2 run."""
+        stage, ran = make(), []
+        actor = dramatiq.actor(lambda number: ran.append(number), actor_name="work")
+        last = actor.message_with_options(args=(2,), delay=-5_000, pipe_ignore=True)
+        stage.broker.enqueue((actor.message(1) | last).messages[0], delay=-5)
+        stage.worker()
+        eventually(lambda: ran == [1, 2], what="both steps")
+
+    @pytest.mark.parametrize("delay", [float("nan"), float("inf"), "5", True, 2**60])
     def test_a_delay_that_is_no_number_of_ms_is_refused(self, make: Make, delay: Any) -> None:
         """Nothing is stored, and the error names the actor."""
         stage = make()
