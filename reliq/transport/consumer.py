@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: For how long a settle that fails is tried again before the thread gives its worker the error.
-SETTLE_PATIENCE_S = 2.0
+#: Longer than a failover or a short outage: after it Dramatiq sleeps for 5 s whether the broker is back or not.
+SETTLE_PATIENCE_S = 4.0
+#: The same while the worker stops, when the broker gives the message back anyway.
+STOPPING_PATIENCE_S = 2.0
 #: How long a message of an unknown actor waits before it is looked at again.
 UNKNOWN_ACTOR_DELAY_MS = 5_000
 
@@ -221,13 +224,14 @@ class SettlingConsumer(Consumer):
 
     def _patiently(self, step: Callable[[], T]) -> T:
         """Do a step, again for a while when the broker cannot be reached."""
-        patience = time.monotonic() + SETTLE_PATIENCE_S
+        began = time.monotonic()
         pause = 0.02
         while True:
             try:
                 return step()
             except BrokerConnectionError as exc:
-                if time.monotonic() + pause > patience:
+                patience_s = STOPPING_PATIENCE_S if self.transport.draining else SETTLE_PATIENCE_S
+                if time.monotonic() + pause > began + patience_s:
                     if self.transport.draining:
                         raise SettleAbandoned(
                             f"queue {self.queue_name!r}: the worker stops and the broker cannot be reached ({exc}); "
