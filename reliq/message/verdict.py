@@ -7,7 +7,7 @@ acks or nacks. No verdict on a message that did not fail is plain success.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from . import failure as naming
 
@@ -25,17 +25,7 @@ Reason = Literal[
     "rejected",
     "manual",
 ]
-REASONS: tuple[Reason, ...] = (
-    "retries_exhausted",
-    "permanent",
-    "expired",
-    "crash",
-    "unknown_actor",
-    "malformed",
-    "too_large",
-    "rejected",
-    "manual",
-)
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 @dataclass(frozen=True)
