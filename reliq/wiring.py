@@ -32,6 +32,7 @@ from .transport.lifecycle import Lifecycle
 
 #: Broker class -> where its transport is. By name, so that no client library is imported that is not in use.
 TRANSPORTS = {
+    "dramatiq.brokers.rabbitmq.RabbitmqBroker": "reliq.transport.rabbitmq.transport:RabbitTransport",
     "dramatiq.brokers.redis.RedisBroker": "reliq.transport.redis.transport:RedisTransport",
     "dramatiq.brokers.stub.StubBroker": "reliq.transport.stub.transport:StubTransport",
 }

@@ -10,7 +10,8 @@ from dramatiq.message import Message
 
 from ..message.letter import DeadLetter
 
-Outcome = Literal["done", "retried", "deferred", "dead", "dropped", "returned"]
+#: "moved": it was not due, and waits elsewhere in the broker; no run has seen it.
+Outcome = Literal["done", "retried", "deferred", "dead", "dropped", "returned", "moved"]
 
 
 @dataclass(frozen=True)

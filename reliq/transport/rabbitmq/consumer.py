@@ -1,0 +1,250 @@
+"""Consume one queue of RabbitMQ and settle its messages' verdicts.
+
+Callers: Dramatiq's consumer thread (`__next__`, `requeue`, `close`), worker threads (`ack`, `nack`). Nobody else.
+Guarantee: the channel belongs to another thread (`link.py`), so that heartbeats go out while this one settles or
+waits; a connection that is lost, or a queue that is deleted, ends neither the consumer nor its worker; what came on a
+channel that is gone is settled nowhere, because the broker delivers it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.broker import MessageProxy
+from dramatiq.common import q_name
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+
+from ..consumer import SettlingConsumer
+from ..delivered import Delivered, Unreadable, eta_of
+from ..settlement import Settlement
+from .copies import AGAIN, Key, key_of
+from .errors import Refusal
+from .subscription import Arrival, Subscription
+
+if TYPE_CHECKING:
+    from .transport import RabbitTransport
+
+#: A consumer that cannot be opened is tried again after a pause that grows up to this. Seconds.
+LONGEST_PAUSE_S = 1.0
+#: How long the broker may take to answer what a consumer asks of it. Seconds.
+ANSWER_S = 5.0
+#: The most that is taken from a stock delay queue at a time: it is moved on at once, never kept.
+MOST_DELAYED = 500
+
+
+class RabbitDelivered(Delivered):
+    """One delivery, and what its attempt is known by."""
+
+    known_by: Key | None = None  # None: as a message that was never run before
+
+    @property
+    def key(self) -> Key:
+        """What this attempt is known by, whatever its run has made of its options since."""
+        return self.known_by if self.known_by is not None else (self.message_id, 0, 0, 0)
+
+
+class RabbitConsumer(SettlingConsumer):
+    """A consumer of a plain queue."""
+
+    transport: RabbitTransport
+    delivered_class = RabbitDelivered
+
+    def __init__(self, transport: RabbitTransport, queue_name: str, prefetch: int, timeout: int) -> None:
+        super().__init__(transport, queue_name)
+        self.prefetch = prefetch
+        self._idle_s = min(max(timeout, 1), 1_000) / 1000
+        self._failures = 0
+        self._closed = False
+        #: None before it is opened for the first time, and after it was closed.
+        self.subscription: Subscription | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.queue_name!r} {self.subscription!r}>"
+
+    # -- fetching ------------------------------------------------------------------------------------------------
+
+    def __next__(self) -> MessageProxy | None:
+        if self._waiting:
+            self.settle_waiting()
+        subscription = self._subscribed()
+        if subscription is None:
+            return None
+        arrival = subscription.take(self._idle_s)
+        return self._handed_out(subscription, arrival) if arrival is not None else None
+
+    def _handed_out(self, subscription: Subscription, arrival: Arrival) -> MessageProxy | None:
+        message = self.open(token_of(subscription, arrival.tag), arrival.body)
+        self.transport.awaited.arrived(self.queue_name, message)
+        if message is None or not self._is_copy(message, arrival):
+            return message
+        subscription.ack(arrival.tag)
+        self.logger.warning(
+            "Queue %r: message %r has had this attempt in this process; it came again and is acked without a run.",
+            self.queue_name,
+            message.message_id,
+        )
+        return None
+
+    def _is_copy(self, message: Delivered, arrival: Arrival) -> bool:
+        marked = AGAIN in (arrival.properties.headers or ())
+        options = message.message.options
+        if not (arrival.redelivered or marked or "retries" in options or "reliq" in options):
+            return False
+        assert isinstance(message, RabbitDelivered)
+        message.known_by = key_of(message.message_id, options, message.record)
+        if not (arrival.redelivered or marked or self.transport.copies.knows_any):
+            return False
+        return self.transport.copies.comes_again(message.key, redelivered=arrival.redelivered, marked=marked)
+
+    def _subscribed(self) -> Subscription | None:
+        """The subscription that delivers; opened, and opened again when it has ended."""
+        subscription = self.subscription
+        if subscription is not None and subscription.alive:
+            return subscription
+        if self.transport.draining or self._closed:
+            # What was prefetched is handed back soon; nothing more is taken.
+            self.transport.stopped.wait(min(0.05, self._idle_s))
+            return None
+        if subscription is not None:
+            self.transport.lost(subscription)
+            self.logger.warning("Queue %r: the consumer is opened again: %s", self.queue_name, subscription.ended)
+        try:
+            self.subscription = self._opened_anew(subscription)
+        except BrokerConnectionError as exc:
+            self._endure(exc)
+            return None
+        self._failures = 0
+        return self.subscription
+
+    def _opened_anew(self, before: Subscription | None) -> Subscription:
+        # Declared each time: a queue that was deleted is there again, and bound to the ladder.
+        self.transport.declare_for_worker(q_name(self.queue_name), anew=before is not None or self._failures > 0)
+        subscription = self.transport.subscribe(self.queue_name, self.prefetch)
+        if not subscription.decided.wait(ANSWER_S):
+            self.transport.lost(subscription)
+            raise ConnectionClosed(f"no answer from RabbitMQ within {ANSWER_S:.0f} s")
+        if subscription.ended is not None:
+            self.transport.lost(subscription)
+            raise subscription.ended
+        return subscription
+
+    def _endure(self, exc: BrokerConnectionError) -> None:
+        """The broker is away, or refuses: wait a little, go on. Dramatiq would wait 3 s."""
+        self._failures += 1
+        if isinstance(exc, Refusal) and self._failures == 1:
+            self.logger.error("Queue %r cannot be consumed: %s", self.queue_name, exc)
+        elif self._failures in (1, 10) or self._failures % 100 == 0:
+            self.logger.warning("Queue %r: consuming waits for RabbitMQ: %s", self.queue_name, exc)
+        self.transport.stopped.wait(min(0.05 * 2 ** min(self._failures, 5), LONGEST_PAUSE_S))
+
+    # -- what the shared half asks for ---------------------------------------------------------------------------
+
+    def acknowledge(self, message: Delivered) -> None:
+        """Owe the ack. On a channel that is gone there is nothing to ack: the message comes again."""
+        subscription, tag = self.transport.delivery(message.token)
+        if subscription is None or not subscription.ack(tag):
+            self.logger.warning(
+                "Queue %r: message %r was done, but the channel it came on is gone; it will be delivered again.",
+                self.queue_name,
+                message.message_id,
+            )
+            return
+        if isinstance(message, RabbitDelivered) and message.known_by is not None:
+            self.transport.remember(message.known_by, subscription, tag)
+
+    def release(self, token: str) -> None:
+        """The window is the broker's: it counts what is not acked."""
+
+    def put_off(self, token: str, body: bytes, eta_ms: float) -> bool:
+        """A message that is not due: up the ladder, for what is left of its delay."""
+        left_ms = eta_ms - time.time() * 1000
+        if not left_ms > 0:
+            return False
+        settlement = self.transport.put_off(self.queue_name, token, self._restored(body), left_ms)
+        self._waiting.append(settlement)
+        self.settle_waiting()
+        return True
+
+    def _report(self, settlement: Settlement, ours: bool) -> None:
+        if settlement.outcome == "moved":
+            return
+        super()._report(settlement, ours)
+
+    # -- giving back ---------------------------------------------------------------------------------------------
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Give prefetched messages back to where they were in their queue. Raises `ConnectionClosed`."""
+        tags: dict[int, tuple[Subscription, list[int]]] = {}
+        for message in messages:
+            if isinstance(message, Delivered):
+                subscription, tag = self.transport.delivery(message.token)
+                if subscription is not None:
+                    tags.setdefault(subscription.epoch, (subscription, []))[1].append(tag)
+        for subscription, several in tags.values():
+            subscription.give_back(several, ANSWER_S)
+
+    def close(self) -> None:
+        """Send the acks that are owed and close the channel; the broker takes back what was not acked. Raises
+        `ConnectionClosed`."""
+        self._closed = True
+        subscription, self.subscription = self.subscription, None
+        if subscription is not None:
+            try:
+                subscription.close(ANSWER_S)
+            finally:
+                self.transport.lost(subscription)
+
+
+class RabbitDelayConsumer(RabbitConsumer):
+    """A consumer of a stock delay queue (`q.DQ`): moves what plain Dramatiq's producers and workers put there onto the
+    ladder. It hands nothing to Dramatiq, whose delays lie unacked in a worker's memory."""
+
+    def __init__(self, transport: RabbitTransport, queue_name: str, prefetch: int, timeout: int) -> None:
+        super().__init__(transport, queue_name, min(prefetch, MOST_DELAYED), timeout)
+
+    def __next__(self) -> MessageProxy | None:
+        if self._waiting:
+            self.settle_waiting()
+        subscription = self._subscribed()
+        arrival = subscription.take(self._idle_s) if subscription is not None else None
+        if subscription is None or arrival is None:
+            return None
+        moves: list[Settlement] = []
+        while arrival is not None:
+            move = self._move(token_of(subscription, arrival.tag), arrival.body)
+            if move is not None:
+                moves.append(move)
+            arrival = subscription.take(0) if len(moves) < MOST_DELAYED else None
+        self._waiting.extend(self.transport.settle_many(moves))
+        return None
+
+    def _move(self, token: str, body: bytes) -> Settlement | None:
+        try:
+            message = self._restored(body)
+            left_ms = (eta_of(message) or 0) - time.time() * 1000
+            return self.transport.put_off(self.queue_name, token, message, left_ms)
+        except Unreadable as unreadable:
+            self.settle_here(self._raw_settlement(token, body, unreadable))
+        except Exception as exc:
+            unopened = Unreadable("malformed", f"the message cannot be opened: {exc}")
+            self.settle_here(self._raw_settlement(token, body, unopened))
+        return None
+
+
+def token_of(subscription: Subscription, tag: int) -> str:
+    """A delivery's name: tags begin again with every channel, epochs never."""
+    return f"{subscription.epoch}.{tag}"
+
+
+def epoch_and_tag(token: str) -> tuple[int, int]:
+    """What `token_of` made."""
+    epoch, _, tag = token.partition(".")
+    return int(epoch), int(tag)
+
+
+def consumer_for(transport: Any, queue_name: str, prefetch: int, timeout: int) -> RabbitConsumer:
+    """The consumer that a queue of this name needs."""
+    kind = RabbitConsumer if q_name(queue_name) == queue_name else RabbitDelayConsumer
+    return kind(transport, queue_name, prefetch, timeout)

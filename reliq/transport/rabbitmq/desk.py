@@ -1,0 +1,348 @@
+"""Reading and moving what lies in RabbitMQ: letters, depths, what goes back to plain Dramatiq, what tests drop.
+
+Callers: `RabbitTransport`, for the desk and the command line. What is moved is published, confirmed, and only then
+removed where it was: a crash between the two leaves it in both places, never in none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.common import dq_name, xq_name
+from dramatiq.errors import ConnectionClosed
+
+from ...errors import NotSupported
+from ...message.letter import DeadLetter
+from ..base import RESERVED_SUFFIXES, Depth, Finding
+from ..delivered import decode
+from . import topology
+from .control import Step
+from .errors import NOT_FOUND, Refusal
+from .frames import user_properties
+from .letters import groups_of, letter_of
+from .management import Management
+from .publisher import Batch, Frame
+from .reading import Reading
+from .topology import Ladder, dead_name, target_of
+
+if TYPE_CHECKING:
+    from .transport import RabbitTransport
+
+#: How many messages one step gives back.
+PAGE = 200
+#: How many rounds a flush makes until nothing is left, while messages are still on their way to it.
+MOST_FLUSHES = 20
+
+
+class _Letters:
+    """The letters of one queue, held while they are looked at: ours and the stock ones."""
+
+    def __init__(self, transport: RabbitTransport, queue_name: str) -> None:
+        self._transport = transport
+        self._readings = [
+            Reading(transport.broker.parameters, name) for name in (dead_name(queue_name), xq_name(queue_name))
+        ]
+        self._queue_name = queue_name
+        #: Letter -> where it lies. One whose settle was confirmed late may lie there twice, and counts once.
+        self._places: dict[str, list[tuple[Reading, int]]] = {}
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        letters: list[DeadLetter] = []
+        twins: Counter[str] = Counter()
+        for reading in self._readings:
+            reading.__enter__()
+            for arrival in reading.arrivals():
+                letter = letter_of(arrival, self._queue_name, self._opened, twins)
+                places = self._places.setdefault(letter.id, [])
+                places.append((reading, arrival.tag))
+                if len(places) == 1:
+                    letters.append(letter)
+        letters.sort(key=lambda letter: (letter.died_at_ms or 0, letter.id))
+        return iter(letters)
+
+    def _opened(self, body: bytes) -> Any:
+        return self._transport.restored(decode(body, self._transport.encoder))
+
+    def remove(self, letter: DeadLetter) -> bool:
+        places = self._places.pop(letter.id, [])
+        for reading, tag in places:
+            reading.remove(tag)
+        return bool(places)
+
+    def holds(self, letter: DeadLetter) -> bool:
+        return letter.id in self._places
+
+    def close(self) -> None:
+        for reading in self._readings:
+            reading.close()
+
+
+class RabbitDesk:
+    """The desk's side of the RabbitMQ transport."""
+
+    def __init__(self, transport: RabbitTransport) -> None:
+        self._transport = transport
+        #: Letters that are being looked at, by queue.
+        self._open: dict[str, _Letters] = {}
+        #: Set by the command line where a management URL is known.
+        self.management: Management | None = None
+
+    # -- letters ---------------------------------------------------------------------------------------------------
+
+    def dead_letters(self, queue_name: str) -> Iterator[DeadLetter]:
+        """Ours and plain Dramatiq's, by time of death. They are held until the last one was taken, or the iterator is
+        closed; nobody else can read them meanwhile."""
+        letters = _Letters(self._transport, queue_name)
+        try:
+            found = iter(letters)
+            self._open[queue_name] = letters
+            yield from found
+        finally:
+            if self._open.get(queue_name) is letters:
+                del self._open[queue_name]
+            letters.close()
+
+    def find_letter(self, letter_id: str, queue_name: str | None = None) -> DeadLetter | None:
+        """By letter id, else by message id; every letter is read."""
+        by_message = None
+        for queue in [queue_name] if queue_name is not None else self.queue_names():
+            for letter in list(self.dead_letters(queue)):
+                if letter.id == letter_id:
+                    return letter
+                if by_message is None and letter.message is not None and letter.message.message_id == letter_id:
+                    by_message = letter
+        return by_message
+
+    def end_letter(self, letter: DeadLetter, publish: Callable[[], None] | None) -> bool:
+        """Publish what it becomes, then remove it; False if it is not there any more."""
+        letters = self._open.get(letter.queue)
+        if letters is not None:
+            return self._end(letters, letter, publish)
+        letters = _Letters(self._transport, letter.queue)
+        try:
+            iter(letters)
+            return self._end(letters, letter, publish)
+        finally:
+            letters.close()
+
+    def _end(self, letters: _Letters, letter: DeadLetter, publish: Callable[[], None] | None) -> bool:
+        if not letters.holds(letter):
+            return False
+        if publish is not None:
+            publish()
+        return letters.remove(letter)
+
+    def dead_groups(self, queue_name: str) -> list[dict[str, Any]]:
+        """Letters by cause."""
+        return groups_of(list(self.dead_letters(queue_name)), queue_name)
+
+    # -- queues ----------------------------------------------------------------------------------------------------
+
+    def queue_names(self) -> list[str]:
+        """Declared here, and with a management URL those of the vhost; also a catcher that holds something."""
+        names = set(self._transport.declared_queues())
+        if self.management is not None:
+            names.update(map(_plain_name, self.management.queues()))
+        elif not names:
+            raise NotSupported(
+                "RabbitMQ does not list queues over AMQP; name one (--queue), give the management API "
+                "(--management-url http://user:password@host:15672), or the application (-b module)."
+            )
+        names = {name for name in names if not name.startswith(topology.OURS)}
+        caught = [name for name in (Ladder("classic").unrouted, Ladder("quorum").unrouted) if self._ready(name)]
+        return [*sorted(names), *caught]
+
+    def depth(self, queue_name: str) -> Depth:
+        """Ready and dead as the broker counts them, and of what is unacked as much as can be known: all of it if this
+        process is the only one that consumes, or by the management API."""
+        waiting, held = self._transport.holding(queue_name)
+        answer = self._ask(queue_name)
+        ready = answer.message_count if answer is not None else 0
+        consumers = answer.consumer_count if answer is not None else 0
+        alone = consumers and consumers == self._transport.consumers_here(queue_name)
+        unacked = held if alone or self._transport.has_worker else None
+        if self.management is not None:
+            unacked = self.management.unacked(queue_name, waiting)
+        return Depth(
+            queue=queue_name,
+            ready=ready + waiting,
+            unacked=unacked,
+            delayed=None,
+            dead=self._ready(dead_name(queue_name)) + self._ready(xq_name(queue_name)),
+            consumers=consumers,
+        )
+
+    def _ask(self, queue_name: str) -> Any:
+        try:
+            return self._transport.ask([topology.passive(queue_name)])
+        except Refusal as exc:
+            if exc.code == NOT_FOUND:
+                return None
+            raise
+
+    def _ready(self, queue_name: str) -> int:
+        answer = self._ask(queue_name)
+        return answer.message_count if answer is not None else 0
+
+    def is_idle(self, queue_name: str) -> bool:
+        """Whether nothing is ready, held here, or delayed from here."""
+        if sum(self._transport.holding(queue_name)) or self._transport.awaited.any(queue_name):
+            return False
+        return not self._ready(queue_name) and not self._ready(dq_name(queue_name))
+
+    def flush(self, queue_name: str) -> None:
+        """Purge the queue and those beside it, and take what is on its way to it off the ladder."""
+        self._transport.awaited.forget(queue_name)
+        self._flush_delays(queue_name)
+        beside = [dq_name(queue_name), xq_name(queue_name), dead_name(queue_name)]
+        for name in beside:
+            self._purge(name)
+        for _ in range(MOST_FLUSHES):
+            self._purge(queue_name)
+            if not self._transport.drop_waiting(queue_name) and not self._ready(queue_name):
+                return
+
+    def _purge(self, queue_name: str) -> None:
+        try:
+            self._transport.ask([Step("queue_purge", {"queue": queue_name})])
+        except Refusal as exc:
+            if exc.code != NOT_FOUND:
+                raise
+
+    def _flush_delays(self, queue_name: str) -> None:
+        """From the top down, the way that they come down themselves: none can slip past."""
+        for ladder in (Ladder("classic"), Ladder("quorum")):
+            for level in ladder.levels():
+                if not self._ready(level):
+                    continue
+                with Reading(self._transport.broker.parameters, level) as reading:
+                    unwanted = [
+                        arrival.tag
+                        for arrival in reading.arrivals()
+                        if target_of(level, arrival.routing_key) == queue_name
+                    ]
+                    reading.remove(*unwanted)
+
+    # -- what is unrouted, and leaving -------------------------------------------------------------------------------
+
+    def drain_unrouted(self, known: Callable[[str], bool]) -> int:
+        """Give what lost its queue to the queue of that name, which is declared again. What is not `known` is left."""
+        moved = 0
+        for ladder in (Ladder("classic"), Ladder("quorum")):
+            if not self._ready(ladder.unrouted):
+                continue
+            with Reading(self._transport.broker.parameters, ladder.unrouted) as reading:
+                while (arrival := reading.take()) is not None:
+                    queue_name = target_of(arrival.exchange, arrival.routing_key)
+                    if known(queue_name):
+                        self._transport.declared.forget(queue_name)
+                        exchange, key = "", queue_name
+                        if arrival.exchange == topology.DEAD_EXCHANGE:
+                            exchange = self._transport.declared.dead(queue_name)
+                            key = queue_name if exchange else dead_name(queue_name)
+                        else:
+                            self._transport.declared.delays(queue_name)
+                        self._publish(Frame(exchange, key, arrival.body, user_properties(arrival.properties)))
+                        reading.remove(arrival.tag)
+                        moved += 1
+        return moved
+
+    def to_stock(self, queue_name: str, *, letters: bool) -> Iterator[int]:
+        """What is unrouted; delays end on the plain queue by themselves. Letters go to `.XQ`, where plain Dramatiq
+        deletes them after 7 days."""
+        moved = self.drain_unrouted(lambda name: name == queue_name)
+        if moved:
+            yield moved
+        if not letters:
+            return
+        moved = 0
+        with Reading(self._transport.broker.parameters, dead_name(queue_name)) as reading:
+            for arrival in reading.arrivals():
+                self._publish(Frame("", xq_name(queue_name), arrival.body, user_properties(arrival.properties)))
+                reading.remove(arrival.tag)
+                moved += 1
+                if moved % PAGE == 0:
+                    yield PAGE
+        if moved % PAGE:
+            yield moved % PAGE
+
+    def delays_until(self) -> datetime | None:
+        """By when the last delay on the ladder will have come down; None when none waits."""
+        for number in reversed(range(topology.LEVELS)):
+            if any(self._ready(Ladder(kind).level(number)) for kind in ("classic", "quorum")):
+                return datetime.now(timezone.utc) + timedelta(milliseconds=topology.UNIT_MS << (number + 1))
+        return None
+
+    def _publish(self, frame: Frame) -> None:
+        batch, timeout_s = Batch([frame]), self._transport.settings.send_timeout_ms / 1000
+        self._transport.publisher.submit(batch)
+        if not batch.done.wait(timeout_s):
+            self._transport.publisher.give_up(batch, timeout_s)
+        if batch.failure is not None:
+            raise ConnectionClosed(f"moving to {frame.routing_key!r}: {batch.failure}")
+
+    def expire(self, queue_name: str, retention_ms: int) -> int:
+        """Delete letters of ours that are older than the retention."""
+        deleted, since_ms = 0, time.time() * 1000 - retention_ms
+        twins: Counter[str] = Counter()
+        if not self._ready(dead_name(queue_name)):
+            return 0
+        with Reading(self._transport.broker.parameters, dead_name(queue_name)) as reading:
+            while (arrival := reading.take()) is not None:
+                letter = letter_of(arrival, queue_name, decode_plain, twins)
+                if letter.died_at_ms is None or letter.died_at_ms >= since_ms:
+                    break  # the oldest come first
+                reading.remove(arrival.tag)
+                deleted += 1
+        return deleted
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[Finding]:
+        """What is known of the server without changing anything on it."""
+        transport = self._transport
+        try:
+            transport.ask([Step("exchange_declare", {"exchange": "amq.direct", "passive": True})])
+            reached, verdict = f"RabbitMQ {'.'.join(map(str, transport.server_version or ()))}", "ok"
+        except ConnectionClosed as exc:
+            reached, verdict = str(exc), "unknown"
+        findings = [
+            Finding(
+                check="rabbitmq_reached",
+                broker="rabbitmq",
+                severity="critical",
+                verdict=verdict,
+                found=reached,
+                why="nothing can be sent or consumed",
+                fix="start it, or correct the broker's URL",
+            )
+        ]
+        for name, what in sorted(transport.declared.troubles.items()):
+            findings.append(
+                Finding(
+                    check="rabbitmq_declared",
+                    broker="rabbitmq",
+                    severity="critical",
+                    verdict="failed",
+                    found=f"{name} is not as reliq needs it",
+                    why=what,
+                    fix="see docs/rabbitmq.md",
+                )
+            )
+        return findings
+
+
+def decode_plain(body: bytes) -> Any:
+    """No application's encoder: the record of a letter is JSON or beside it."""
+    raise ValueError("read by the record alone")
+
+
+def _plain_name(queue_name: str) -> str:
+    for suffix in RESERVED_SUFFIXES:
+        if queue_name.endswith(suffix):
+            return queue_name[: -len(suffix)]
+    return queue_name

@@ -1,0 +1,106 @@
+"""What goes over the line for a message or a letter: where it is published, and what stands beside its body. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pika
+
+from ..settlement import Bury, Publish
+from . import topology
+from .copies import AGAIN
+from .publisher import Frame
+from .topology import Ladder
+
+#: Of a message that comes back: written by the broker about its past, not to be sent again. A message with an
+#: `x-death` of ours would be taken for one that goes in circles, and dropped.
+_BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Kept when a message is sent again. Not `expiration`, which would end it on the ladder, nor `user_id`, which the
+#: broker checks against who publishes.
+_KEPT = (
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+    "cluster_id",
+)
+#: Headers must fit into one frame with all the rest; a record that is longer goes without its traceback.
+MOST_META_BYTES = 60_000
+#: The header that holds the record of a body that cannot hold it.
+META = "x-reliq-dead"
+
+
+def message_frame(publish: Publish, ladder: Ladder | None, came: Any = None, *, again: bool = False) -> Frame:
+    """A message to its queue, or up the ladder with its delay. `came` are the properties that it was delivered with;
+    `again` marks what the run of a redelivered message stores."""
+    queue_name = publish.message.queue_name
+    headers = user_headers(came)
+    if again:
+        headers[AGAIN] = True
+    properties = _properties(came, headers, publish.message.options.get("broker_priority"))
+    if publish.delay_ms and ladder is not None:
+        exchange, key = ladder.route(publish.delay_ms, queue_name)
+        return Frame(exchange, key, publish.body, properties)
+    return Frame("", queue_name, publish.body, properties)
+
+
+def letter_frame(bury: Bury, exchange: str, came: Any = None) -> Frame:
+    """A dead letter to `reliq.dlx`, or with the exchange `""` straight to its queue."""
+    dead = bury.dead
+    about = {
+        "id": dead["id"],
+        "reason": dead["reason"],
+        "queue": bury.queue,
+        "actor": bury.message.actor_name if bury.message is not None else None,
+        "error": dead["error"],
+        "fingerprint": dead["fingerprint"],
+        "died-at": dead["died_at"],
+    }
+    headers = user_headers(came)
+    headers.update({f"x-reliq-{name}": _short(value) for name, value in about.items() if value is not None})
+    if bury.meta is not None:
+        headers[META] = _fitting(bury.meta)
+    key = topology.dead_name(bury.queue) if exchange == "" else bury.queue
+    return Frame(exchange, key, bury.body, _properties(came, headers, None))
+
+
+def user_headers(came: Any) -> dict[str, Any]:
+    """The headers of a message that others wrote, without those of the broker and of reliq."""
+    headers: Mapping[str, Any] = getattr(came, "headers", None) or {}
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith(_BROKERS_OWN) and not name.startswith("x-reliq-")
+    }
+
+
+def user_properties(came: Any) -> pika.BasicProperties:
+    """The properties of a message that is moved, with all that reliq wrote and nothing of the broker's."""
+    headers = {name: value for name, value in (came.headers or {}).items() if not name.startswith(_BROKERS_OWN)}
+    return _properties(came, headers, None)
+
+
+def _properties(came: Any, headers: dict[str, Any], priority: Any) -> pika.BasicProperties:
+    kept = {name: getattr(came, name, None) for name in _KEPT} if came is not None else {}
+    if priority is None and came is not None:
+        priority = came.priority
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 255:
+        priority = None
+    return pika.BasicProperties(delivery_mode=2, priority=priority, headers=headers or None, **kept)
+
+
+def _short(value: Any) -> Any:
+    return value[:255] if isinstance(value, str) else value
+
+
+def _fitting(meta: bytes) -> bytes:
+    if len(meta) <= MOST_META_BYTES:
+        return meta
+    dead = {**json.loads(meta), "traceback": None, "cause_chain": []}
+    return json.dumps(dead, separators=(",", ":")).encode()

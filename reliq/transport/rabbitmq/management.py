@@ -1,0 +1,57 @@
+"""What only RabbitMQ's management API tells: which queues a vhost has, and what is unacked over all consumers.
+
+Caller: the desk, where the command line was given `--management-url`. Standard library only. Nothing here is needed
+to send, run or settle a message.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from dramatiq.errors import ConnectionClosed
+
+TIMEOUT_S = 10.0
+
+
+class Management:
+    """The API at `http://user:password@host:15672`, for one vhost."""
+
+    def __init__(self, url: str, vhost: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        self._base = f"{parts.scheme}://{parts.hostname}{port}{parts.path.rstrip('/')}"
+        user, password = parts.username or "guest", parts.password or "guest"
+        login = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}".encode()
+        self._login = base64.b64encode(login).decode("ascii")
+        self._vhost = urllib.parse.quote(vhost, safe="")
+
+    def __repr__(self) -> str:
+        return f"<Management {self._base}>"
+
+    def queues(self) -> list[str]:
+        """The names of all queues of the vhost."""
+        return [queue["name"] for queue in self._get(f"queues/{self._vhost}?columns=name")]
+
+    def unacked(self, queue_name: str, waiting: int = 0) -> int | None:
+        """How many messages of a queue are delivered and not acked, but for `waiting`; as fresh as the server's
+        statistics (5 s by default)."""
+        name = urllib.parse.quote(queue_name, safe="")
+        try:
+            counted = self._get(f"queues/{self._vhost}/{name}?columns=messages_unacknowledged")
+        except ConnectionClosed:
+            return None
+        number = counted.get("messages_unacknowledged") if isinstance(counted, dict) else None
+        return max(0, number - waiting) if isinstance(number, int) else None
+
+    def _get(self, path: str) -> Any:
+        request = urllib.request.Request(f"{self._base}/api/{path}", headers={"Authorization": f"Basic {self._login}"})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, OSError, ValueError) as exc:
+            raise ConnectionClosed(f"the management API at {self._base} does not answer: {exc}") from exc

@@ -1,0 +1,126 @@
+"""Look at the messages of a queue that nobody works on, and leave them, or take some away.
+
+Callers: the desk (letters), the keeper (what is unrouted, old letters). RabbitMQ has no way to look without taking:
+messages are consumed without an ack and go back, to their places, when the channel is closed. Guarantee: whatever
+happens while a queue is read, what was not removed is in it afterwards; one reader at a time, a second one is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import pika
+from dramatiq.errors import ConnectionClosed
+
+from .errors import NO_RIGHT, NOT_FOUND, PIKA_ERRORS, Refusal, code_of, explain
+from .link import prepared
+from .subscription import Arrival
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: How long the next message may take to come while the broker says that there are more. Seconds.
+PATIENCE_S = 5.0
+#: A reader may wait for a person between two messages, and answers no heartbeats meanwhile. Seconds.
+HEARTBEAT_S = 600.0
+
+
+class Reading:
+    """One queue, read by us alone. A context manager; closing it gives back what was not removed."""
+
+    def __init__(self, parameters: Any, queue_name: str) -> None:
+        self.queue_name = queue_name
+        self._parameters = prepared(parameters, "desk", HEARTBEAT_S)
+        self._connection: Any = None
+        self._channel: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Reading {self.queue_name!r}>"
+
+    def __enter__(self) -> Self:
+        try:
+            self._connection = pika.BlockingConnection(self._parameters)
+            self._channel = self._connection.channel()
+        except PIKA_ERRORS as exc:
+            raise self._error(exc) from exc
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what was not removed."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None and connection.is_open:
+            try:
+                connection.close()
+            except PIKA_ERRORS:
+                return  # it is gone, and the broker has taken back what was ours
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what was read is still held."""
+        return self._channel is not None and self._channel.is_open
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """All that lie in the queue now, in its order; none where there is no such queue. Raises `Refusal` when
+        somebody else reads or consumes it, `ConnectionClosed` when the broker is lost."""
+        try:
+            left = self._channel.queue_declare(self.queue_name, passive=True).method.message_count
+            if not left:
+                return
+            for method, properties, body in self._channel.consume(
+                self.queue_name, exclusive=True, inactivity_timeout=PATIENCE_S
+            ):
+                if method is None:
+                    return
+                yield Arrival(
+                    method.delivery_tag,
+                    method.redelivered,
+                    properties,
+                    body,
+                    method.exchange,
+                    method.routing_key,
+                )
+                left -= 1
+                if not left:
+                    return
+        except PIKA_ERRORS as exc:
+            if code_of(exc) == NOT_FOUND:
+                return
+            raise self._error(exc) from exc
+
+    def take(self) -> Arrival | None:
+        """The first message, without keeping others away; None when there is none."""
+        try:
+            method, properties, body = self._channel.basic_get(self.queue_name)
+        except PIKA_ERRORS as exc:
+            if code_of(exc) == NOT_FOUND:
+                return None
+            raise self._error(exc) from exc
+        if method is None:
+            return None
+        return Arrival(method.delivery_tag, method.redelivered, properties, body, method.exchange, method.routing_key)
+
+    def remove(self, *tags: int) -> None:
+        """Remove these for good; returns when the broker has done it."""
+        try:
+            for tag in tags:
+                self._channel.basic_ack(tag)
+            self._channel.basic_qos(prefetch_count=0)
+        except PIKA_ERRORS as exc:
+            raise self._error(exc) from exc
+
+    def _error(self, exc: BaseException) -> ConnectionClosed:
+        code = code_of(exc)
+        text = explain(exc)
+        if code == NO_RIGHT and "exclusive" in text:
+            text = (
+                f"queue {self.queue_name!r} is being read by somebody else, and is read by one at a time; "
+                "try again when that command has ended"
+            )
+        return Refusal(text, code) if code >= 400 else ConnectionClosed(f"RabbitMQ cannot be reached: {text}")
