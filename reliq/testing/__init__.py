@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from reliq.testing.clock import FakeClock
     from reliq.testing.proxy import FaultProxy
     from reliq.testing.proxy_rules import Rule
+    from reliq.testing.rabbitmq import RabbitmqServer
+    from reliq.testing.rabbitmq_api import RabbitmqApi
+    from reliq.testing.rabbitmq_binary import find_rabbitmq, install_rabbitmq
     from reliq.testing.redis_binary import ServerMissing, find_redis, install_redis
     from reliq.testing.runlog import Entry, RunLog
     from reliq.testing.servers import RedisServer, ServerFailed
@@ -32,6 +35,8 @@ _HOME = {
     "FakeClock": "clock",
     "FaultProxy": "proxy",
     "Place": "census",
+    "RabbitmqApi": "rabbitmq_api",
+    "RabbitmqServer": "rabbitmq",
     "RedisServer": "servers",
     "Rule": "proxy_rules",
     "RunLog": "runlog",
@@ -40,7 +45,9 @@ _HOME = {
     "Tally": "tallying",
     "WorkerGroup": "workers",
     "eventually": "waiting",
+    "find_rabbitmq": "rabbitmq_binary",
     "find_redis": "redis_binary",
+    "install_rabbitmq": "rabbitmq_binary",
     "install_redis": "redis_binary",
     "take_census": "census",
     "tally": "tallying",
@@ -52,6 +59,8 @@ __all__ = [
     "FakeClock",
     "FaultProxy",
     "Place",
+    "RabbitmqApi",
+    "RabbitmqServer",
     "RedisServer",
     "Rule",
     "RunLog",
@@ -60,7 +69,9 @@ __all__ = [
     "Tally",
     "WorkerGroup",
     "eventually",
+    "find_rabbitmq",
     "find_redis",
+    "install_rabbitmq",
     "install_redis",
     "take_census",
     "tally",

@@ -7,20 +7,28 @@ to install, never a skip; a failed test shows the end of its workers' logs.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from reliq.testing.proxy import FaultProxy
+from reliq.testing.rabbitmq import RabbitmqServer
+from reliq.testing.rabbitmq_api import RabbitmqApi
+from reliq.testing.rabbitmq_binary import install_rabbitmq
 from reliq.testing.redis_binary import ServerMissing, install_redis
 from reliq.testing.runlog import RunLog
-from reliq.testing.servers import RedisServer
 from reliq.testing.workers import WorkerGroup
 
+if TYPE_CHECKING:
+    from reliq.testing.servers import RedisServer
+
+ENV_RABBITMQ_URL = "RELIQ_TEST_RABBITMQ_URL"
+ENV_RABBITMQ_MANAGEMENT_URL = "RELIQ_TEST_RABBITMQ_MANAGEMENT_URL"
 TAIL_LINES = 60
 
 _groups: pytest.StashKey[list[WorkerGroup]] = pytest.StashKey()
@@ -29,7 +37,7 @@ _groups: pytest.StashKey[list[WorkerGroup]] = pytest.StashKey()
 class MakeProxy(Protocol):
     """What the fixture `fault_proxy` gives: call it with a server, or with a port on 127.0.0.1."""
 
-    def __call__(self, upstream: RedisServer | int) -> FaultProxy: ...
+    def __call__(self, upstream: RedisServer | RabbitmqApi | int) -> FaultProxy: ...
 
 
 class MakeWorkers(Protocol):
@@ -50,6 +58,8 @@ def redis_binary() -> str:
 @pytest.fixture
 def redis_server(redis_binary: str) -> Iterator[RedisServer]:
     """A Redis of this test's own, which it may kill, freeze and restart."""
+    from reliq.testing.servers import RedisServer  # not above: a RabbitMQ user may have no redis
+
     with RedisServer(binary=redis_binary) as server:
         yield server
 
@@ -57,6 +67,8 @@ def redis_server(redis_binary: str) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def shared_redis(redis_binary: str) -> Iterator[RedisServer]:
     """A Redis for all tests of this process: leave it running, and keep to the fixture `namespace`."""
+    from reliq.testing.servers import RedisServer
+
     with RedisServer(binary=redis_binary) as server:
         yield server
 
@@ -67,14 +79,54 @@ def namespace() -> str:
     return f"test-{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="session")
+def rabbitmq_binary() -> str:
+    """Path of the server program under test; installed when this is root on Debian and there is none."""
+    try:
+        return install_rabbitmq()
+    except ServerMissing as missing:
+        pytest.fail(str(missing), pytrace=False)
+
+
+@pytest.fixture
+def rabbitmq_server(rabbitmq_binary: str) -> Iterator[RabbitmqServer]:
+    """A RabbitMQ node of this test's own, which it may kill, freeze, alarm and restart. Takes 6 s to boot."""
+    with RabbitmqServer(binary=rabbitmq_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_rabbitmq(request: pytest.FixtureRequest) -> Iterator[RabbitmqApi]:
+    """A RabbitMQ for all tests of this process: leave it running, and keep to the fixture `vhost`.
+
+    A `RabbitmqServer`, or the running server that RELIQ_TEST_RABBITMQ_URL names.
+    """
+    url = os.environ.get(ENV_RABBITMQ_URL)
+    if url:
+        yield RabbitmqApi(url, os.environ.get(ENV_RABBITMQ_MANAGEMENT_URL))
+        return
+    with RabbitmqServer(binary=request.getfixturevalue("rabbitmq_binary")) as server:
+        yield server
+
+
+@pytest.fixture
+def vhost(shared_rabbitmq: RabbitmqApi) -> Iterator[str]:
+    """A virtual host on `shared_rabbitmq` that no other test uses, deleted with its queues after the test."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    shared_rabbitmq.add_vhost(name)
+    yield name
+    shared_rabbitmq.delete_vhost(name)
+
+
 @pytest.fixture
 def fault_proxy() -> Iterator[MakeProxy]:
     """Makes started proxies, closed after the test. An error of one of their callbacks fails the test."""
     with ExitStack() as stack:
 
-        def make(upstream: RedisServer | int) -> FaultProxy:
+        def make(upstream: RedisServer | RabbitmqApi | int) -> FaultProxy:
             port = upstream if isinstance(upstream, int) else upstream.port
-            return stack.enter_context(FaultProxy(port))
+            host = upstream.host if isinstance(upstream, RabbitmqApi) else "127.0.0.1"
+            return stack.enter_context(FaultProxy(port, upstream_host=host))
 
         yield make
 
