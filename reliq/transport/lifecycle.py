@@ -25,6 +25,10 @@ class Lifecycle(Middleware):
         self._transport = transport
         self._on_boot = on_boot
 
+    def before_declare_actor(self, broker: Broker, actor: Any) -> None:
+        """Refuse reserved names, some of which a broker takes off before it declares the queue."""
+        check_queue_name(actor.queue_name)
+
     def before_declare_queue(self, broker: Broker, queue_name: str) -> None:
         """Refuse reserved names."""
         check_queue_name(queue_name)

@@ -18,7 +18,7 @@ from dramatiq.worker import ConsumerThread, Worker, WorkerThread
 
 import reliq
 from reliq.testing import eventually
-from reliq.transport.base import Transport
+from reliq.transport.base import Depth, Transport
 from reliq.transport.delivered import Delivered
 from reliq.wiring import transport_of
 
@@ -61,6 +61,12 @@ class Maker(ABC):
         """What `victim.py` needs to know to reach this broker from another process."""
         raise NotImplementedError
 
+    def depth(self, broker: Broker, queue_name: str) -> Depth:
+        """What a queue holds: the transport's own answer, with what it cannot know filled in by looking."""
+        found = transport_of(broker)
+        assert found is not None
+        return found.depth(queue_name)
+
     @abstractmethod
     def promote(self, broker: Broker, queue_name: str) -> None:
         """Do what a worker does with due delays, once, now."""
@@ -100,7 +106,7 @@ class Stage:
 
     def counts(self, queue_name: str = "default") -> tuple[int | None, ...]:
         """(ready, unacked, delayed, dead) of a queue."""
-        depth = self.transport.depth(queue_name)
+        depth = self.maker.depth(self.broker, queue_name)
         return depth.ready, depth.unacked, depth.delayed, depth.dead
 
     def wait_for(self, *counts: int, queue_name: str = "default", timeout: float = 10) -> None:
@@ -136,7 +142,7 @@ class Hand:
     """
 
     def __init__(self, stage: Stage, queue_name: str, prefetch: int) -> None:
-        self._stage = stage
+        self._left = False
         broker = stage.broker
         self._boots = Worker(broker, queues={"nothing here"}, worker_timeout=50, worker_threads=1)
         self._boots.start()
@@ -161,8 +167,14 @@ class Hand:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.thread.close()
-        stop(self._boots)
+        self.leave()
+
+    def leave(self) -> None:
+        """Stop consuming: where a broker hands messages out by itself, an idle hand would keep those for others."""
+        if not self._left:
+            self._left = True
+            self.thread.close()
+            stop(self._boots)
 
     def look(self) -> MessageProxy | None:
         """What one look into the queue gives."""

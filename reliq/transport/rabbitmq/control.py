@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dramatiq.errors import ConnectionClosed
@@ -31,7 +32,7 @@ class _Run:
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
         self._channel: Any = None
-        self.answer: Any = None
+        self.answers: list[Any] = []
         self.error: ConnectionClosed | None = None
         self.done = threading.Event()
 
@@ -47,17 +48,20 @@ class _Run:
         try:
             for number, step in enumerate(self._steps, 1):
                 last = number == len(self._steps)
-                getattr(channel, step.method)(**step.arguments, callback=self._answered if last else None)
+                asks = last or "passive" in step.arguments
+                answered = partial(self._answered, last=last) if asks else None
+                getattr(channel, step.method)(**step.arguments, callback=answered)
         except Exception as exc:
             # Arguments that AMQP has no form for.
             self._end(Refusal(f"it cannot be asked of RabbitMQ: {exc}", 0))
             channel.close()
 
-    def _answered(self, frame: Any) -> None:
-        self.answer = frame.method
-        self._end(None)
-        if self._channel.is_open:
-            self._channel.close()
+    def _answered(self, frame: Any, *, last: bool) -> None:
+        self.answers.append(frame.method)
+        if last:
+            self._end(None)
+            if self._channel.is_open:
+                self._channel.close()
 
     def _closed(self, channel: Any, exc: BaseException) -> None:
         code = code_of(exc)
@@ -69,9 +73,12 @@ class _Run:
             self.done.set()
 
 
-def run(link: Link, steps: Sequence[Step], timeout_s: float) -> Any:
-    """Do the steps; returns the broker's answer to the last one. Raises `Refusal` with the broker's words where it
-    refuses one, `ConnectionClosed` where it cannot be reached within `timeout_s`."""
+def run(link: Link, steps: Sequence[Step], timeout_s: float) -> list[Any]:
+    """Do the steps; returns the broker's answers to those that ask (the passive ones) and to the last one.
+
+    Raises `Refusal` with the broker's words where it refuses one, `ConnectionClosed` where it cannot be reached within
+    `timeout_s`.
+    """
     if not link.is_open.wait(timeout_s):
         raise ConnectionClosed(f"RabbitMQ cannot be reached: {link.why or 'connecting'}")
     doing = _Run(steps)
@@ -80,4 +87,4 @@ def run(link: Link, steps: Sequence[Step], timeout_s: float) -> Any:
         raise ConnectionClosed(f"no answer from RabbitMQ within {timeout_s:.1f} s")
     if doing.error is not None:
         raise doing.error
-    return doing.answer
+    return doing.answers

@@ -160,9 +160,9 @@ class RabbitDesk:
         """Ready and dead as the broker counts them, and of what is unacked as much as can be known: all of it if this
         process is the only one that consumes, or by the management API."""
         waiting, held = self._transport.holding(queue_name)
-        answer = self._ask(queue_name)
-        ready = answer.message_count if answer is not None else 0
-        consumers = answer.consumer_count if answer is not None else 0
+        itself, *dead = self._look_at(queue_name, dead_name(queue_name), xq_name(queue_name))
+        ready = itself.message_count if itself is not None else 0
+        consumers = itself.consumer_count if itself is not None else 0
         alone = consumers and consumers == self._transport.consumers_here(queue_name)
         unacked = held if alone or self._transport.has_worker else None
         if self.management is not None:
@@ -172,27 +172,29 @@ class RabbitDesk:
             ready=ready + waiting,
             unacked=unacked,
             delayed=None,
-            dead=self._ready(dead_name(queue_name)) + self._ready(xq_name(queue_name)),
+            dead=sum(each.message_count for each in dead if each is not None),
             consumers=consumers,
         )
 
-    def _ask(self, queue_name: str) -> Any:
+    def _look_at(self, *queue_names: str) -> list[Any]:
+        """The broker's word on each queue, in one round where all are there; None for one that is not."""
         try:
-            return self._transport.ask([topology.passive(queue_name)])
+            return list(self._transport.ask([topology.passive(name) for name in queue_names]))
         except Refusal as exc:
-            if exc.code == NOT_FOUND:
-                return None
-            raise
+            if exc.code != NOT_FOUND:
+                raise
+        # The first that is not there ends the round.
+        return [None] if len(queue_names) == 1 else [self._look_at(name)[0] for name in queue_names]
 
     def _ready(self, queue_name: str) -> int:
-        answer = self._ask(queue_name)
+        (answer,) = self._look_at(queue_name)
         return answer.message_count if answer is not None else 0
 
     def is_idle(self, queue_name: str) -> bool:
         """Whether nothing is ready, held here, or delayed from here."""
-        if sum(self._transport.holding(queue_name)) or self._transport.awaited.any(queue_name):
+        if self._transport.owes(queue_name) or self._transport.awaited.any(queue_name):
             return False
-        return not self._ready(queue_name) and not self._ready(dq_name(queue_name))
+        return not any(it is not None and it.message_count for it in self._look_at(queue_name, dq_name(queue_name)))
 
     def flush(self, queue_name: str) -> None:
         """Purge the queue and those beside it, and take what is on its way to it off the ladder."""
@@ -206,6 +208,14 @@ class RabbitDesk:
             if not self._transport.drop_waiting(queue_name) and not self._ready(queue_name):
                 return
 
+    def _levels_in_use(self, ladder: Ladder) -> list[str]:
+        if self._look_at(ladder.unrouted) == [None]:
+            return []
+        answers = self._look_at(*ladder.levels())
+        # A message that comes down meanwhile is on a level that is looked at later.
+        first = next((number for number, it in enumerate(answers) if it is not None and it.message_count), None)
+        return [] if first is None else ladder.levels()[first:]
+
     def _purge(self, queue_name: str) -> None:
         try:
             self._transport.ask([Step("queue_purge", {"queue": queue_name})])
@@ -216,9 +226,7 @@ class RabbitDesk:
     def _flush_delays(self, queue_name: str) -> None:
         """From the top down, the way that they come down themselves: none can slip past."""
         for ladder in (Ladder("classic"), Ladder("quorum")):
-            for level in ladder.levels():
-                if not self._ready(level):
-                    continue
+            for level in self._levels_in_use(ladder):
                 with Reading(self._transport.broker.parameters, level) as reading:
                     unwanted = [
                         arrival.tag
@@ -272,10 +280,11 @@ class RabbitDesk:
 
     def delays_until(self) -> datetime | None:
         """By when the last delay on the ladder will have come down; None when none waits."""
-        for number in reversed(range(topology.LEVELS)):
-            if any(self._ready(Ladder(kind).level(number)) for kind in ("classic", "quorum")):
-                return datetime.now(timezone.utc) + timedelta(milliseconds=topology.UNIT_MS << (number + 1))
-        return None
+        used = [self._levels_in_use(ladder) for ladder in (Ladder("classic"), Ladder("quorum"))]
+        highest = max(map(len, used)) - 1
+        if highest < 0:
+            return None
+        return datetime.now(timezone.utc) + timedelta(milliseconds=topology.UNIT_MS << (highest + 1))
 
     def _publish(self, frame: Frame) -> None:
         batch, timeout_s = Batch([frame]), self._transport.settings.send_timeout_ms / 1000

@@ -76,6 +76,11 @@ class Subscription:
         """How many have arrived and were not taken."""
         return self._arrived.qsize()
 
+    @property
+    def held(self) -> int:
+        """How many were taken and are not done."""
+        return len(self.outstanding.keys() - set(self._owed)) - self.waiting
+
     # -- from any thread -----------------------------------------------------------------------------------------
 
     def open(self) -> None:

@@ -485,12 +485,13 @@ class RabbitTransport(Transport[RabbitmqBroker]):
 
     def holding(self, queue_name: str) -> tuple[int, int]:
         """Of a queue: how many have come to this process and wait, and how many its worker has."""
-        waiting = held = 0
-        for subscription in list(self._subscriptions.values()):
-            if subscription.alive and subscription.queue_name == queue_name:
-                waiting += subscription.waiting
-                held += len(subscription.outstanding)
-        return waiting, max(0, held - waiting)
+        here = [each for each in list(self._subscriptions.values()) if each.alive and each.queue_name == queue_name]
+        return sum(each.waiting for each in here), max(0, sum(each.held for each in here))
+
+    def owes(self, queue_name: str) -> bool:
+        """Whether anything of a queue has come to this process and is not acked."""
+        here = list(self._subscriptions.values())
+        return any(each.outstanding for each in here if each.alive and each.queue_name == queue_name)
 
     def consumers_here(self, queue_name: str) -> int:
         """How many consumers of a queue this process has."""

@@ -47,6 +47,7 @@ def dead(stage: Stage, actor: Any, *calls: tuple[Any, ...], queue_name: str = "d
     for _ in calls:
         hand.run()
     stage.wait_for(0, 0, 0, before + len(calls), queue_name=queue_name)
+    hand.leave()
     return list(stage.transport.dead_letters(queue_name))
 
 

@@ -81,10 +81,11 @@ class Queues:
         stage = filled(make())
         hand = stage.hand("a", prefetch=1)
         message = hand.take()
+        stage.wait_for(1, 1, 2, 1, queue_name="a")
         depth = stage.transport.depth("a")
-        assert (depth.ready, depth.unacked, depth.delayed, depth.dead) == (1, 1, 2, 1)
-        assert depth.oldest_age_ms is not None
-        assert 0 <= depth.oldest_age_ms < 60_000
+        # None = this broker cannot tell.
+        assert depth.delayed in (2, None)
+        assert 0 <= (depth.oldest_age_ms or 0) < 60_000
         hand.run(message)
 
     def test_queues_are_found_by_name(self, make: Make) -> None:
@@ -197,8 +198,10 @@ def filled(stage: Stage) -> Stage:
     a = dramatiq.actor(die, actor_name="a", queue_name="a")
     b = dramatiq.actor(lambda: None, actor_name="b", queue_name="b")
     a.send("die")
-    stage.hand("a").run()
+    hand = stage.hand("a")
+    hand.run()
     stage.wait_for(0, 0, 0, 1, queue_name="a")
+    hand.leave()
     for _ in range(2):
         a.send("ready")
         a.send_with_options(args=("delayed",), delay=3_600_000)

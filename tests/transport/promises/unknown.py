@@ -50,7 +50,7 @@ class UnknownActors:
         # Due now, not in 5 s.
         (body,) = [body for body in stage.maker.stored(stage.broker) if b'"unknown_since"' in body]
         fields = json.loads(body)
-        del fields["options"]["eta"]
+        fields["options"].pop("eta", None)
         stage.broker.flush("default")
         stage.put_raw(json.dumps(fields).encode())
         message = hand.take()
