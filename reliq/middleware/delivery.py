@@ -23,6 +23,8 @@ class Delivery(Part):
     - `aliases`: `{"old actor name": "new"}`, for messages that were sent before an actor was renamed.
     - `unknown_actor_grace` (10 min): for so long a message whose actor no worker knows waits for one that does, and
       then becomes a dead letter; 0 or False = at once.
+    - `queue_type` (RabbitMQ): "classic" or "quorum", for the queues that reliq declares (delays, dead letters); by
+      default each is of the type of the queue it belongs to.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Delivery(Part):
         heartbeat: int | None = None,
         aliases: Mapping[str, str] | None = None,
         unknown_actor_grace: int | bool | None = None,
+        queue_type: str | None = None,
     ) -> None:
         try:
             self.send_timeout = _at_least("send_timeout", 3_000 if send_timeout is None else send_timeout, 100)
@@ -46,10 +49,21 @@ class Delivery(Part):
                 f"reliq.Delivery: heartbeat must be at most half of lease, got {self.heartbeat:_} of {self.lease:_} "
                 "ms; one late beat would let the lease run out. Lower heartbeat or raise lease."
             )
+        if queue_type not in (None, "classic", "quorum"):
+            raise OptionError(
+                f"reliq.Delivery: queue_type must be 'classic', 'quorum' or None, got {queue_type!r}; "
+                "leave it out to follow the type of each queue."
+            )
+        self.queue_type = queue_type
         self.aliases = _checked_aliases({} if aliases is None else aliases)
 
     def bind(self, transport: Transport[Any]) -> None:
         """Give the transport its settings."""
+        if self.queue_type is not None and not transport.has_queue_types:
+            raise OptionError(
+                f"reliq.Delivery: queue_type={self.queue_type!r} is for RabbitMQ, and this broker is "
+                f"{transport.kind}; leave it out."
+            )
         super().bind(transport)
         transport.settings = replace(
             transport.settings,
@@ -58,6 +72,7 @@ class Delivery(Part):
             heartbeat_ms=self.heartbeat,
             aliases=self.aliases,
             unknown_actor_grace_ms=self.unknown_actor_grace,
+            queue_type=self.queue_type,
         )
 
 

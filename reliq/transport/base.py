@@ -76,6 +76,7 @@ class Settings:
     heartbeat_ms: int | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     unknown_actor_grace_ms: int = 600_000
+    queue_type: str | None = None
     version: str | None = None
     redact: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
@@ -118,6 +119,8 @@ class Transport(ABC, Generic[B]):
     kind: ClassVar[str]
     #: The largest body, in bytes, that the broker takes; None = no limit that matters.
     max_body: int | None = None
+    #: Whether the broker has queues of several types to choose from.
+    has_queue_types: ClassVar[bool] = False
     #: Whether delays outlive this process.
     durable_delays: ClassVar[bool] = True
 

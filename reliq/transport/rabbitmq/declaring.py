@@ -28,10 +28,18 @@ Run = Callable[[Sequence[Step]], Any]
 class Declarations:
     """What this process has declared."""
 
-    def __init__(self, broker: RabbitmqBroker, run: Run, version: Callable[[], tuple[int, ...] | None]) -> None:
+    def __init__(
+        self,
+        broker: RabbitmqBroker,
+        run: Run,
+        version: Callable[[], tuple[int, ...] | None],
+        wanted: Callable[[], str | None],
+    ) -> None:
         self._broker = broker
         self._run = run
         self._version = version
+        #: The type that the application asked for; None follows each queue's own.
+        self._wanted = wanted
         self._logger = get_logger(__name__, type(self))
         # One at a time, so that a hundred threads that fail at once declare once. Waiting for it is bounded by `run`.
         self._lock = threading.RLock()
@@ -40,8 +48,6 @@ class Declarations:
         self._on_ladder: set[str] = set()
         self._dead: dict[str, str] = {}
         self._kinds: dict[str, QueueType] = {}
-        #: The kind that the application asked for; None follows each queue's own.
-        self.wanted: QueueType | None = None
         #: What was refused or stands in another form, for `check`: name -> what to do.
         self.troubles: dict[str, str] = {}
 
@@ -92,8 +98,9 @@ class Declarations:
 
     def kind(self, queue_name: str) -> QueueType:
         """Classic or quorum: as asked for, else as the queue itself is."""
-        if self.wanted is not None:
-            return self.wanted
+        wanted = self._wanted()
+        if wanted is not None:
+            return "quorum" if wanted == "quorum" else "classic"
         known = self._kinds.get(queue_name)
         if known is None:
             with self._lock:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ class RabbitTransport(Transport[RabbitmqBroker]):
     """The transport of `RabbitmqBroker` and its subclasses."""
 
     kind = "rabbitmq"
+    has_queue_types = True
 
     def __init__(self, broker: RabbitmqBroker) -> None:
         super().__init__(broker)
@@ -75,7 +77,9 @@ class RabbitTransport(Transport[RabbitmqBroker]):
         self._keepers: dict[Worker, Keeper] = {}
         self.copies = Copies()
         self.awaited = Awaited()
-        self.declared = Declarations(self.broker, self.ask, lambda: self.server_version)
+        self.declared = Declarations(
+            self.broker, self.ask, lambda: self.server_version, lambda: self.settings.queue_type
+        )
         #: Set while no worker runs, so that a consumer that waits is not waited for.
         self.stopped = threading.Event()
         self._desk = RabbitDesk(self)
@@ -440,6 +444,10 @@ class RabbitTransport(Transport[RabbitmqBroker]):
     def to_stock(self, queue_name: str, *, letters: bool = False) -> Iterator[int]:
         """Delays end on the plain queue by themselves; what is unrouted, and letters if asked, in steps."""
         return self._desk.to_stock(queue_name, letters=letters)
+
+    def delays_until(self) -> datetime | None:
+        """By when the last delay that waits will have come to its queue; None when none waits."""
+        return self._desk.delays_until()
 
     def join(self, queue_name: str, min_successes: int = 3, idle_time: int = 50, *, timeout: int | None = None) -> None:
         """Wait until a queue, and the delays that this process has published to it, are done. For tests. Looks
