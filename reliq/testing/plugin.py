@@ -20,6 +20,7 @@ from reliq.testing.proxy import FaultProxy
 from reliq.testing.rabbitmq import RabbitmqServer
 from reliq.testing.rabbitmq_api import RabbitmqApi
 from reliq.testing.rabbitmq_binary import install_rabbitmq
+from reliq.testing.rabbitmq_shared import Landlord, ask
 from reliq.testing.redis_binary import ServerMissing, install_redis
 from reliq.testing.runlog import RunLog
 from reliq.testing.workers import WorkerGroup
@@ -32,6 +33,8 @@ ENV_RABBITMQ_MANAGEMENT_URL = "RELIQ_TEST_RABBITMQ_MANAGEMENT_URL"
 TAIL_LINES = 60
 
 _groups: pytest.StashKey[list[WorkerGroup]] = pytest.StashKey()
+_landlord: pytest.StashKey[Landlord] = pytest.StashKey()
+_LANDLORD = "reliq_rabbitmq_landlord"
 
 
 class MakeProxy(Protocol):
@@ -97,16 +100,23 @@ def rabbitmq_server(rabbitmq_binary: str) -> Iterator[RabbitmqServer]:
 
 @pytest.fixture(scope="session")
 def shared_rabbitmq(request: pytest.FixtureRequest) -> Iterator[RabbitmqApi]:
-    """A RabbitMQ for all tests of this process: leave it running, and keep to the fixture `vhost`.
+    """A RabbitMQ for all tests of the run: leave it running, and keep to the fixture `vhost`.
 
-    A `RabbitmqServer`, or the running server that RELIQ_TEST_RABBITMQ_URL names.
+    A `RabbitmqNode`, one for all processes of pytest-xdist, or the running server that RELIQ_TEST_RABBITMQ_URL
+    names.
     """
     url = os.environ.get(ENV_RABBITMQ_URL)
+    landlord = getattr(request.config, "workerinput", {}).get(_LANDLORD)
     if url:
         yield RabbitmqApi(url, os.environ.get(ENV_RABBITMQ_MANAGEMENT_URL))
-        return
-    with RabbitmqServer(binary=request.getfixturevalue("rabbitmq_binary")) as server:
-        yield server
+    elif landlord is not None:
+        try:
+            yield ask(landlord)
+        except RuntimeError as refused:
+            pytest.fail(str(refused), pytrace=False)
+    else:
+        with RabbitmqServer(binary=request.getfixturevalue("rabbitmq_binary")) as server:
+            yield server
 
 
 @pytest.fixture
@@ -152,6 +162,22 @@ def run_log(tmp_path: Path) -> Iterator[RunLog]:
     log = RunLog(tmp_path / "run.jsonl")
     yield log
     log.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of pytest-xdist whom to ask for the run's RabbitMQ."""
+    stash = node.config.stash
+    if _landlord not in stash:
+        stash[_landlord] = Landlord()
+    node.workerinput[_LANDLORD] = stash[_landlord].address
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the run's RabbitMQ."""
+    landlord = config.stash.get(_landlord, None)
+    if landlord is not None:
+        landlord.close()
 
 
 @pytest.hookimpl(wrapper=True)
