@@ -1,6 +1,6 @@
 """One worker of `throughput.py`: boots, waits at the gate, runs what is in the queue, says what it took.
 
-Arguments: "plain" or "reliq", the Redis URL, how many tasks, how many threads. Reads one line (the gate), prints one
+Arguments: "plain" or "reliq", the broker's URL, how many tasks, how many threads. Reads one line (the gate), prints one
 line of JSON: seconds from the gate to the end of the last task, CPU seconds of this process meanwhile.
 """
 
@@ -13,19 +13,8 @@ import threading
 import time
 
 import dramatiq
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.worker import Worker
-
-
-def build(side: str, url: str) -> RedisBroker:
-    """A broker of plain Dramatiq, or the same with reliq installed as it comes."""
-    broker = RedisBroker(url=url)
-    if side == "reliq":
-        import reliq
-
-        reliq.install(broker)
-    dramatiq.set_broker(broker)
-    return broker
+from stands import build
 
 
 def main() -> None:
