@@ -60,7 +60,7 @@ lint: .venv/.dev
 	$(BIN)/mypy
 
 server: .venv/.dev
-	@scripts/redis-server.sh
+	@scripts/servers.sh
 
 # A venv that could not be finished (no ensurepip) would look whole to the next run.
 .venv/bin/python:

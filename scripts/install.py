@@ -1,7 +1,8 @@
 """Install the project into the virtual environment whose Python runs this.
 
 Caller: the Makefile. `install.py dev` installs the project editable with these extras; `install.py --oldest DIR`
-puts the oldest supported release of each core and Redis dependency into DIR, for PYTHONPATH, and prints them.
+puts the oldest supported release of each dependency of the core and of the brokers' extras into DIR, for PYTHONPATH,
+and prints them.
 
 uv does it (8 s for the tests' packages, pip needs 76 s), installed by pip into the same environment. uv does not
 read pip's settings, so they are handed to it: what a machine says about its index, certificate and constraints
@@ -77,9 +78,9 @@ def install(*arguments: str) -> int:
 
 
 def oldest() -> list[str]:
-    """The lower bounds of the core and of the Redis extra, as exact requirements."""
+    """The lower bounds of the core and of the extras of the brokers that the tests run on, as exact requirements."""
     requirements = importlib.metadata.requires("dramatiq-reliq") or []
-    chosen = [r for r in requirements if "extra ==" not in r or re.search(r"extra == ['\"]redis['\"]", r)]
+    chosen = [r for r in requirements if "extra ==" not in r or re.search(r"extra == ['\"](redis|rabbitmq)['\"]", r)]
     return sorted(re.sub(r"^([\w-]+).*?>=([\d.]+).*", r"\1==\2", r) for r in chosen)
 
 

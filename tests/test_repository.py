@@ -195,8 +195,8 @@ def test_what_is_set_for_uv_stays(installer: ModuleType, tmp_path: Path, monkeyp
 
 def test_the_oldest_packages_are_the_lower_bounds(installer: ModuleType) -> None:
     pins = dict(pin.split("==") for pin in installer.oldest())
-    assert pins.keys() == {"click", "dramatiq", "prometheus-client", "pybreaker", "redis"}
-    assert (pins["dramatiq"], pins["redis"]) == ("2.1", "5")
+    assert pins.keys() == {"click", "dramatiq", "pika", "prometheus-client", "pybreaker", "redis"}
+    assert (pins["dramatiq"], pins["pika"], pins["redis"]) == ("2.1", "1.3", "5")
 
 
 # --------------------------------------------------------------------------------------------------- proofs and places

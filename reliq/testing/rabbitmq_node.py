@@ -121,7 +121,7 @@ class RabbitmqNode(RabbitmqApi):
         Raises `RuntimeError` with its message when it fails, `subprocess.TimeoutExpired` after 60 s (a paused node).
         """
         done = subprocess.run(
-            [str(Path(self.place.binary).with_name("rabbitmqctl")), "--quiet", *arguments],
+            [str(Path(self.place.binary).with_name("rabbitmqctl")), "--silent", *arguments],
             cwd=self.place.folder,
             env=self.place.environment(),
             stdin=subprocess.DEVNULL,
