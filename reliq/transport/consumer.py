@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq.broker import Consumer, MessageProxy
@@ -20,8 +21,8 @@ from dramatiq.logging import get_logger
 from ..message.verdict import Verdict
 from .delivered import Delivered, Unreadable, at_home, decode, eta_of
 from .reporting import report
-from .settlement import Settlement
-from .settling import announced, bury_raw, plan
+from .settlement import Settlement, Unstorable
+from .settling import announced, bury_raw, mended, plan
 from .signals import finish, release_ending
 
 if TYPE_CHECKING:
@@ -206,11 +207,24 @@ class SettlingConsumer(Consumer):
             if message.settlement is None:
                 self._patiently(lambda: _finish_hooks(message))
                 message.settlement = self._plan(message)
-            settlement = message.settlement
-            message.ours = self._patiently(lambda: self.transport.settle(settlement))
-            message.settled = True
+            while not message.settled:
+                settlement = message.settlement
+                try:
+                    message.ours = self._patiently(partial(self.transport.settle, settlement))
+                    message.settled = True
+                except Unstorable as refused:
+                    self._tell_refused(settlement, refused)
+                    message.settlement = mended(self.transport, settlement, refused)
         release_ending()
         self.release(message.token)
+
+    def _tell_refused(self, settlement: Settlement, refused: Unstorable) -> None:
+        self.logger.error(
+            "Queue %r: the broker does not take what a message becomes (%s): %s",
+            self.queue_name,
+            settlement.outcome,
+            refused,
+        )
 
     def _plan(self, message: Delivered) -> Settlement:
         try:

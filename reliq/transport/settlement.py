@@ -14,6 +14,16 @@ from ..message.letter import DeadLetter
 Outcome = Literal["done", "retried", "deferred", "dead", "dropped", "returned", "moved"]
 
 
+class Unstorable(Exception):
+    """The broker is there and will never take item `index` of a settlement as it is. `limit` is the largest body that
+    it takes, where that is why."""
+
+    def __init__(self, why: str, index: int, limit: int | None = None) -> None:
+        super().__init__(why)
+        self.index = index
+        self.limit = limit
+
+
 @dataclass(frozen=True)
 class Publish:
     """One message to give to the broker: `message` is what the hooks saw, `body` its encoded form."""

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.errors import ActorNotFound
@@ -28,7 +29,7 @@ from ..message.letter import death
 from ..message.record import KEY, Record, with_record
 from ..message.verdict import Failure, Reason, Verdict
 from .delivered import Delivered, Unreadable, decode
-from .settlement import Bury, Outcome, Publish, Settlement, Store
+from .settlement import Bury, Outcome, Publish, Settlement, Store, Unstorable
 
 if TYPE_CHECKING:
     from .base import Transport
@@ -115,6 +116,26 @@ def plan(transport: Transport[Any], delivered: Delivered) -> Settlement:
         return _settlement(delivered, "dropped", captured)
     bury = bury_delivered(transport, delivered, verdict)
     return _settlement(delivered, "dead", (bury, *captured, *announced(transport, bury)))
+
+
+def mended(transport: Transport[Any], settlement: Settlement, refused: Unstorable) -> Settlement:
+    """A settlement without what the broker does not take. A message that cannot be stored again becomes a letter, what
+    was sent on its behalf a letter of its own. Raises `refused` where not even the bytes that came are taken."""
+    delivered = settlement.delivered
+    assert delivered is None or isinstance(delivered, Delivered)
+    if refused.limit is not None and delivered is not None and refused.limit != transport.max_body:
+        transport.max_body = refused.limit
+        return plan(transport, delivered)
+    item = settlement.store[refused.index]
+    store = list(settlement.store)
+    if isinstance(item, Publish) and (refused.index > 0 or settlement.outcome == "done" or delivered is None):
+        store[refused.index] = _rejected(transport, item.message, refused)
+        return replace(settlement, store=tuple(store))
+    if delivered is None or (isinstance(item, Bury) and item.body == delivered.body):
+        raise refused
+    reason: Reason = "rejected" if refused.limit is None else "too_large"
+    store[refused.index] = bury_raw(transport, settlement.queue_name, delivered.body, Unreadable(reason, str(refused)))
+    return replace(settlement, outcome="dead", store=tuple(store))
 
 
 def _settlement(delivered: Delivered, outcome: Outcome, store: tuple[Store, ...] = ()) -> Settlement:

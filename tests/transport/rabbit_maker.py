@@ -16,6 +16,7 @@ from dramatiq.middleware import Middleware
 from reliq.testing import RabbitmqServer
 from reliq.transport.base import Depth
 from reliq.transport.rabbitmq.publisher import Publisher
+from reliq.transport.rabbitmq.settler import Settler
 from reliq.transport.rabbitmq.subscription import Subscription
 from reliq.transport.rabbitmq.topology import Ladder, target_of
 from reliq.transport.rabbitmq.transport import RabbitTransport
@@ -33,9 +34,13 @@ class RabbitMaker(Maker):
         self._queue_type = queue_type
         self._vhosts: dict[int, str] = {}
         self._brokers: list[Broker] = []
+        self._connections: dict[int, Any] = {}
 
     def close(self) -> None:
         """Leave nothing behind."""
+        for connection in self._connections.values():
+            if connection.is_open:
+                connection.close()
         for broker in self._brokers:
             transport = transport_of(broker)
             if transport is not None:
@@ -57,14 +62,23 @@ class RabbitMaker(Maker):
         """Where a broker of ours lives."""
         return self._vhosts[id(broker)]
 
+    def _connection(self, broker: Broker) -> Any:
+        """Kept: the suite looks often."""
+        connection = self._connections.get(id(broker))
+        if connection is None or not connection.is_open:
+            connection = pika.BlockingConnection(pika.URLParameters(self.server.url(self.vhost(broker))))
+            self._connections[id(broker)] = connection
+        return connection
+
     @contextmanager
     def channel(self, broker: Broker) -> Iterator[Any]:
         """A channel of the test's own."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.server.url(self.vhost(broker))))
+        channel = self._connection(broker).channel()
         try:
-            yield connection.channel()
+            yield channel
         finally:
-            connection.close()
+            if channel.is_open:
+                channel.close()
 
     def put_raw(self, broker: Broker, queue_name: str, body: bytes) -> None:
         """As any producer does."""
@@ -77,8 +91,8 @@ class RabbitMaker(Maker):
     def ready(self, broker: Broker, queue_name: str) -> list[bytes]:
         """What came to this process and waits there, then what the broker has."""
         bodies = []
-        for subscription in list(self._transport(broker)._subscriptions.values()):
-            if subscription.queue_name == queue_name and subscription.alive and subscription.waiting:
+        for subscription in self._transport(broker).intake.of(queue_name):
+            if subscription.waiting:
                 bodies += [arrival.body for arrival in list(subscription.outstanding.values())[-subscription.waiting :]]
         return bodies + [body for _, body in self._peek(broker, queue_name)]
 
@@ -99,7 +113,7 @@ class RabbitMaker(Maker):
         transport = self._transport(broker)
         delayed = len(self._peek(broker, queue_name + ".DQ"))
         for kind in transport.declared._ladders:
-            for level in transport._desk._levels_in_use(Ladder(kind)):
+            for level in transport.desk._levels_in_use(Ladder(kind)):
                 delayed += sum(target_of(level, key) == queue_name for key, _ in self._peek(broker, level))
         unacked = 0 if depth.unacked is None else depth.unacked
         return Depth(queue_name, depth.ready, unacked, delayed, depth.dead, depth.oldest_age_ms, depth.consumers)
@@ -180,7 +194,7 @@ def arm(broker: Broker, strike: Callable[[str, str], None]) -> None:
 
     around(Subscription, "_on_message", "fetch")
     around(RabbitTransport, "settle", "settle")
-    around(RabbitTransport, "_store", "store")
+    around(Settler, "_store", "store")
     around(Subscription, "ack", "ack")
     around(RabbitTransport, "publish", "publish")
     around(Subscription, "give_back", "requeue")

@@ -18,9 +18,11 @@ from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 
 from ..consumer import SettlingConsumer
 from ..delivered import Delivered, Unreadable, eta_of
-from ..settlement import Settlement
+from ..settlement import Settlement, Unstorable
+from ..settling import mended
 from .copies import AGAIN, Key, key_of
 from .errors import Refusal
+from .intake import token_of
 from .subscription import Arrival, Subscription
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_S = 1.0
 #: How long the broker may take to answer what a consumer asks of it. Seconds.
 ANSWER_S = 5.0
+#: How long a copy waits that came while its twin was running; then the twin has ended, and the copy is known.
+TWIN_WAITS_MS = 5_000
 #: The most that is taken from a stock delay queue at a time: it is moved on at once, never kept.
 MOST_DELAYED = 500
 
@@ -75,28 +79,32 @@ class RabbitConsumer(SettlingConsumer):
         return self._handed_out(subscription, arrival) if arrival is not None else None
 
     def _handed_out(self, subscription: Subscription, arrival: Arrival) -> MessageProxy | None:
-        message = self.open(token_of(subscription, arrival.tag), arrival.body)
+        token = token_of(subscription, arrival.tag)
+        message = self.open(token, arrival.body)
         self.transport.awaited.arrived(self.queue_name, message)
-        if message is None or not self._is_copy(message, arrival):
-            return message
-        subscription.ack(arrival.tag)
-        self.logger.warning(
-            "Queue %r: message %r has had this attempt in this process; it came again and is acked without a run.",
-            self.queue_name,
-            message.message_id,
-        )
-        return None
-
-    def _is_copy(self, message: Delivered, arrival: Arrival) -> bool:
+        if message is None:
+            return None
         marked = AGAIN in (arrival.properties.headers or ())
         options = message.message.options
         if not (arrival.redelivered or marked or "retries" in options or "reliq" in options):
-            return False
+            return message
         assert isinstance(message, RabbitDelivered)
-        message.known_by = key_of(message.message_id, options, message.record)
-        if not (arrival.redelivered or marked or self.transport.copies.knows_any):
-            return False
-        return self.transport.copies.comes_again(message.key, redelivered=arrival.redelivered, marked=marked)
+        message.known_by = key = key_of(message.message_id, options, message.record)
+        answer = self.transport.copies.arrives(key, subscription.epoch, redelivered=arrival.redelivered, marked=marked)
+        if answer == "run":
+            return message
+        if answer == "copy":
+            subscription.ack(arrival.tag)
+        else:
+            again = self._restored(arrival.body)
+            self.settle_here(self.transport.put_off(self.queue_name, token, again, TWIN_WAITS_MS))
+        self.logger.warning(
+            "Queue %r: message %r came again, %s.",
+            self.queue_name,
+            message.message_id,
+            "and is acked: this attempt has had its run" if answer == "copy" else "and waits: its twin is running",
+        )
+        return None
 
     def _subscribed(self) -> Subscription | None:
         """The subscription that delivers; opened, and opened again when it has ended."""
@@ -108,7 +116,7 @@ class RabbitConsumer(SettlingConsumer):
             self.transport.stopped.wait(min(0.05, self._idle_s))
             return None
         if subscription is not None:
-            self.transport.lost(subscription)
+            self.transport.intake.lost(subscription)
             self.logger.warning("Queue %r: the consumer is opened again: %s", self.queue_name, subscription.ended)
         try:
             self.subscription = self._opened_anew(subscription)
@@ -123,10 +131,10 @@ class RabbitConsumer(SettlingConsumer):
         self.transport.declare_for_worker(q_name(self.queue_name), anew=before is not None or self._failures > 0)
         subscription = self.transport.subscribe(self.queue_name, self.prefetch)
         if not subscription.decided.wait(ANSWER_S):
-            self.transport.lost(subscription)
+            self.transport.intake.lost(subscription)
             raise ConnectionClosed(f"no answer from RabbitMQ within {ANSWER_S:.0f} s")
         if subscription.ended is not None:
-            self.transport.lost(subscription)
+            self.transport.intake.lost(subscription)
             raise subscription.ended
         return subscription
 
@@ -143,7 +151,9 @@ class RabbitConsumer(SettlingConsumer):
 
     def acknowledge(self, message: Delivered) -> None:
         """Owe the ack. On a channel that is gone there is nothing to ack: the message comes again."""
-        subscription, tag = self.transport.delivery(message.token)
+        subscription, tag = self.transport.intake.delivery(message.token)
+        if subscription is not None and isinstance(message, RabbitDelivered) and message.known_by is not None:
+            self.transport.settler.remember(message, subscription, tag)
         if subscription is None or not subscription.ack(tag):
             self.logger.warning(
                 "Queue %r: message %r was done, but the channel it came on is gone; it will be delivered again.",
@@ -151,8 +161,6 @@ class RabbitConsumer(SettlingConsumer):
                 message.message_id,
             )
             return
-        if isinstance(message, RabbitDelivered) and message.known_by is not None:
-            self.transport.remember(message.known_by, subscription, tag)
 
     def release(self, token: str) -> None:
         """The window is the broker's: it counts what is not acked."""
@@ -162,14 +170,24 @@ class RabbitConsumer(SettlingConsumer):
         left_ms = eta_ms - time.time() * 1000
         if not left_ms > 0:
             return False
-        settlement = self.transport.put_off(self.queue_name, token, self._restored(body), left_ms)
-        self._waiting.append(settlement)
-        self.settle_waiting()
+        self.settle_here(self.transport.put_off(self.queue_name, token, self._restored(body), left_ms))
         return True
+
+    def settle_waiting(self) -> None:
+        """Try the settlements that wait, all at once: what is on its way holds up nobody."""
+        waiting, self._waiting = self._waiting, []
+        for settlement, ours in self.transport.settler.settle_many(waiting):
+            if isinstance(ours, Unstorable):
+                self._tell_refused(settlement, ours)
+                self._waiting.append(mended(self.transport, settlement, ours))
+            elif ours is None:
+                self._waiting.append(settlement)
+            else:
+                self._report(settlement, ours)
 
     def _report(self, settlement: Settlement, ours: bool) -> None:
         if settlement.outcome == "moved":
-            return
+            return  # no run has seen it
         super()._report(settlement, ours)
 
     # -- giving back ---------------------------------------------------------------------------------------------
@@ -179,7 +197,7 @@ class RabbitConsumer(SettlingConsumer):
         tags: dict[int, tuple[Subscription, list[int]]] = {}
         for message in messages:
             if isinstance(message, Delivered):
-                subscription, tag = self.transport.delivery(message.token)
+                subscription, tag = self.transport.intake.delivery(message.token)
                 if subscription is not None:
                     tags.setdefault(subscription.epoch, (subscription, []))[1].append(tag)
         for subscription, several in tags.values():
@@ -193,8 +211,10 @@ class RabbitConsumer(SettlingConsumer):
         if subscription is not None:
             try:
                 subscription.close(ANSWER_S)
+                # All that was settled on it is acked.
+                subscription.lately.clear()
             finally:
-                self.transport.lost(subscription)
+                self.transport.intake.lost(subscription)
 
 
 class RabbitDelayConsumer(RabbitConsumer):
@@ -217,7 +237,8 @@ class RabbitDelayConsumer(RabbitConsumer):
             if move is not None:
                 moves.append(move)
             arrival = subscription.take(0) if len(moves) < MOST_DELAYED else None
-        self._waiting.extend(self.transport.settle_many(moves))
+        self._waiting.extend(moves)
+        self.settle_waiting()
         return None
 
     def _move(self, token: str, body: bytes) -> Settlement | None:
@@ -231,17 +252,6 @@ class RabbitDelayConsumer(RabbitConsumer):
             unopened = Unreadable("malformed", f"the message cannot be opened: {exc}")
             self.settle_here(self._raw_settlement(token, body, unopened))
         return None
-
-
-def token_of(subscription: Subscription, tag: int) -> str:
-    """A delivery's name: tags begin again with every channel, epochs never."""
-    return f"{subscription.epoch}.{tag}"
-
-
-def epoch_and_tag(token: str) -> tuple[int, int]:
-    """What `token_of` made."""
-    epoch, _, tag = token.partition(".")
-    return int(epoch), int(tag)
 
 
 def consumer_for(transport: Any, queue_name: str, prefetch: int, timeout: int) -> RabbitConsumer:

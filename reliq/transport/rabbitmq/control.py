@@ -14,7 +14,7 @@ from typing import Any
 
 from dramatiq.errors import ConnectionClosed
 
-from .errors import Refusal, code_of, explain
+from .errors import CANNOT_BE_SENT, Refusal, code_of, explain
 from .link import Link
 
 
@@ -53,7 +53,7 @@ class _Run:
                 getattr(channel, step.method)(**step.arguments, callback=answered)
         except Exception as exc:
             # Arguments that AMQP has no form for.
-            self._end(Refusal(f"it cannot be asked of RabbitMQ: {exc}", 0))
+            self._end(Refusal(f"it cannot be asked of RabbitMQ: {exc}", CANNOT_BE_SENT))
             channel.close()
 
     def _answered(self, frame: Any, *, last: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.logging import get_logger
 
+from ...errors import OptionError
 from . import topology
 from .control import Step
 from .errors import NO_RIGHT, NOT_FOUND, OTHER_ARGUMENTS, Refusal
@@ -53,18 +54,24 @@ class Declarations:
 
     # -- queues --------------------------------------------------------------------------------------------------
 
-    def queue(self, queue_name: str, *, anew: bool = False) -> None:
+    def queue(self, queue_name: str) -> None:
         """A queue of plain Dramatiq with the two beside it; bound to the ladder again where this process uses one."""
-        if queue_name in self._queues and not anew:
+        if queue_name in self._queues:
             return
         with self._lock:
-            if queue_name in self._queues and not anew:
+            if queue_name in self._queues:
                 return
+            if set(queue_name.split(".")) & {"*", "#"}:
+                raise OptionError(
+                    f"queue {queue_name!r}: a part that is '*' or '#' means 'any' where RabbitMQ routes delays and "
+                    "dead letters; rename the queue."
+                )
             steps = stock_steps(self._broker, queue_name)
             with self._explained(queue_name):
                 self._run(steps)
             self._queues.add(queue_name)
-            if queue_name in self._on_ladder:
+            if self._ladders and queue_name in self._kinds:
+                # It may have been deleted, its delays still on the ladder.
                 self._run([self.ladder(queue_name).bind(queue_name)])
 
     def ladder(self, queue_name: str) -> Ladder:
@@ -104,7 +111,12 @@ class Declarations:
         known = self._kinds.get(queue_name)
         if known is None:
             with self._lock:
-                self.queue(queue_name)
+                try:
+                    self.queue(queue_name)
+                except Refusal as exc:
+                    # It stands with other arguments or is not ours to declare: the kind every server has.
+                    self._logger.warning("Queue %r: its type is not known: %s", queue_name, exc)
+                    return "classic"
                 known = self._kinds[queue_name] = self._look_at(queue_name)
         return known
 
@@ -124,18 +136,16 @@ class Declarations:
     # -- how -----------------------------------------------------------------------------------------------------
 
     def _look_at(self, queue_name: str) -> QueueType:
-        """By asking for it as a quorum queue: the broker tells no arguments, but refuses other ones."""
+        """By the broker's refusal of a type that does not exist: it names the one that the queue has. AMQP tells no
+        arguments otherwise, and a type that exists could create a queue that is gone."""
         for step in stock_steps(self._broker, queue_name):
-            if step.arguments.get("queue") == queue_name:
-                arguments = step.arguments.get("arguments") or {}
-                if "x-queue-type" in arguments:
-                    return "quorum" if arguments["x-queue-type"] == "quorum" else "classic"
-                as_quorum = {**step.arguments, "arguments": {**arguments, "x-queue-type": "quorum"}}
-                try:
-                    self._run([Step(step.method, as_quorum)])
-                except Refusal:
-                    return "classic"
-                return "quorum"
+            if step.arguments.get("queue") != queue_name:
+                continue
+            arguments = {**(step.arguments.get("arguments") or {}), "x-queue-type": "asked-by-reliq"}
+            try:
+                self._run([Step(step.method, {**step.arguments, "arguments": arguments})])
+            except Refusal as exc:
+                return "quorum" if "current is 'quorum'" in str(exc) else "classic"
         return "classic"
 
     def _declare_dead(self, queue_name: str) -> str:
@@ -226,8 +236,9 @@ class Declarations:
                 ) from exc
             if exc.code == NO_RIGHT:
                 raise Refusal(
-                    f"RabbitMQ refuses queue {queue_name!r}: {exc}. Give the user the right to configure it and the "
-                    ".DQ, .XQ and .dead beside it (rabbitmqctl set_permissions).",
+                    f"RabbitMQ refuses queue {queue_name!r}: {exc}. Give the user the rights to configure, write and "
+                    "read it and the .DQ, .XQ and .dead beside it, and to write to the exchange amq.default "
+                    "(rabbitmqctl set_permissions).",
                     exc.code,
                 ) from exc
             raise

@@ -21,9 +21,10 @@ from ..base import RESERVED_SUFFIXES, Depth, Finding
 from ..delivered import decode
 from . import topology
 from .control import Step
+from .copies import AGAIN
 from .errors import NOT_FOUND, Refusal
 from .frames import user_properties
-from .letters import groups_of, letter_of
+from .letters import Death, death_of, groups_of, letter_of
 from .management import Management
 from .publisher import Batch, Frame
 from .reading import Reading
@@ -47,17 +48,21 @@ class _Letters:
             Reading(transport.broker.parameters, name) for name in (dead_name(queue_name), xq_name(queue_name))
         ]
         self._queue_name = queue_name
-        #: Letter -> where it lies. One whose settle was confirmed late may lie there twice, and counts once.
+        #: Letter -> where it lies: twice where a worker died after it had stored it, and its message died again.
         self._places: dict[str, list[tuple[Reading, int]]] = {}
 
     def __iter__(self) -> Iterator[DeadLetter]:
         letters: list[DeadLetter] = []
         twins: Counter[str] = Counter()
+        deaths: dict[Death, tuple[str, bool]] = {}
         for reading in self._readings:
             reading.__enter__()
             for arrival in reading.arrivals():
                 letter = letter_of(arrival, self._queue_name, self._opened, twins)
-                places = self._places.setdefault(letter.id, [])
+                marked = AGAIN in (arrival.properties.headers or ())
+                first, was_marked = deaths.setdefault(death_of(letter), (letter.id, marked))
+                is_again = first != letter.id and (marked or was_marked)
+                places = self._places.setdefault(first if is_again else letter.id, [])
                 places.append((reading, arrival.tag))
                 if len(places) == 1:
                     letters.append(letter)
@@ -159,11 +164,11 @@ class RabbitDesk:
     def depth(self, queue_name: str) -> Depth:
         """Ready and dead as the broker counts them, and of what is unacked as much as can be known: all of it if this
         process is the only one that consumes, or by the management API."""
-        waiting, held = self._transport.holding(queue_name)
+        waiting, held = self._transport.intake.holding(queue_name)
         itself, *dead = self._look_at(queue_name, dead_name(queue_name), xq_name(queue_name))
         ready = itself.message_count if itself is not None else 0
         consumers = itself.consumer_count if itself is not None else 0
-        alone = consumers and consumers == self._transport.consumers_here(queue_name)
+        alone = consumers and consumers == len(self._transport.intake.of(queue_name))
         unacked = held if alone or self._transport.has_worker else None
         if self.management is not None:
             unacked = self.management.unacked(queue_name, waiting)
@@ -192,7 +197,7 @@ class RabbitDesk:
 
     def is_idle(self, queue_name: str) -> bool:
         """Whether nothing is ready, held here, or delayed from here."""
-        if self._transport.owes(queue_name) or self._transport.awaited.any(queue_name):
+        if self._transport.intake.owes(queue_name) or self._transport.awaited.any(queue_name):
             return False
         return not any(it is not None and it.message_count for it in self._look_at(queue_name, dq_name(queue_name)))
 
@@ -203,18 +208,11 @@ class RabbitDesk:
         beside = [dq_name(queue_name), xq_name(queue_name), dead_name(queue_name)]
         for name in beside:
             self._purge(name)
+        timeout_s = self._transport.settings.send_timeout_ms / 1000
         for _ in range(MOST_FLUSHES):
             self._purge(queue_name)
-            if not self._transport.drop_waiting(queue_name) and not self._ready(queue_name):
+            if not self._transport.intake.drop_waiting(queue_name, timeout_s) and not self._ready(queue_name):
                 return
-
-    def _levels_in_use(self, ladder: Ladder) -> list[str]:
-        if self._look_at(ladder.unrouted) == [None]:
-            return []
-        answers = self._look_at(*ladder.levels())
-        # A message that comes down meanwhile is on a level that is looked at later.
-        first = next((number for number, it in enumerate(answers) if it is not None and it.message_count), None)
-        return [] if first is None else ladder.levels()[first:]
 
     def _purge(self, queue_name: str) -> None:
         try:
@@ -224,16 +222,25 @@ class RabbitDesk:
                 raise
 
     def _flush_delays(self, queue_name: str) -> None:
-        """From the top down, the way that they come down themselves: none can slip past."""
+        """Level by level, until a look finds nothing more: messages come down meanwhile."""
         for ladder in (Ladder("classic"), Ladder("quorum")):
-            for level in self._levels_in_use(ladder):
-                with Reading(self._transport.broker.parameters, level) as reading:
-                    unwanted = [
-                        arrival.tag
-                        for arrival in reading.arrivals()
-                        if target_of(level, arrival.routing_key) == queue_name
-                    ]
-                    reading.remove(*unwanted)
+            while sum(self._flush_level(level, queue_name) for level in self._levels_in_use(ladder)):
+                continue
+
+    def _flush_level(self, level: str, queue_name: str) -> int:
+        with Reading(self._transport.broker.parameters, level) as reading:
+            unwanted = [
+                arrival.tag for arrival in reading.arrivals() if target_of(level, arrival.routing_key) == queue_name
+            ]
+            reading.remove(*unwanted)
+        return len(unwanted)
+
+    def _levels_in_use(self, ladder: Ladder) -> list[str]:
+        """Those that hold messages now, the longest first."""
+        if self._look_at(ladder.unrouted) == [None]:
+            return []
+        levels = ladder.levels()
+        return [level for level, it in zip(levels, self._look_at(*levels)) if it is not None and it.message_count]
 
     # -- what is unrouted, and leaving -------------------------------------------------------------------------------
 
@@ -280,11 +287,11 @@ class RabbitDesk:
 
     def delays_until(self) -> datetime | None:
         """By when the last delay on the ladder will have come down; None when none waits."""
-        used = [self._levels_in_use(ladder) for ladder in (Ladder("classic"), Ladder("quorum"))]
-        highest = max(map(len, used)) - 1
-        if highest < 0:
-            return None
-        return datetime.now(timezone.utc) + timedelta(milliseconds=topology.UNIT_MS << (highest + 1))
+        longest_ms = 0
+        for ladder in (Ladder("classic"), Ladder("quorum")):
+            for level in self._levels_in_use(ladder):
+                longest_ms = max(longest_ms, topology.UNIT_MS << (int(level.rpartition(".")[2]) + 1))
+        return datetime.now(timezone.utc) + timedelta(milliseconds=longest_ms) if longest_ms else None
 
     def _publish(self, frame: Frame) -> None:
         batch, timeout_s = Batch([frame]), self._transport.settings.send_timeout_ms / 1000

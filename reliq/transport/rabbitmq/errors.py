@@ -12,15 +12,20 @@ from dramatiq.errors import ConnectionClosed
 #: What the client or the socket below it may raise. A ValueError too: pika lets one out when a peer resets at once.
 PIKA_ERRORS = (pika.exceptions.AMQPError, pika.exceptions.ChannelError, OSError, ValueError, AssertionError)
 
-NOT_FOUND, NO_RIGHT, LOCKED, OTHER_ARGUMENTS = 404, 403, 405, 406
+#: AMQP's reply codes; 406 is also given for a message that the broker does not take.
+NOT_FOUND, NO_RIGHT, OTHER_ARGUMENTS = 404, 403, 406
+#: A code of our own: AMQP has no form for it, so that the client refuses it.
+CANNOT_BE_SENT = 0
 
 #: What a server's refusal to open a connection means, by words in it -> what to do.
 _REMEDIES = (
     ("vhost", "create the vhost (rabbitmqctl add_vhost) and give the user rights in it, or correct the URL"),
-    ("ACCESS_REFUSED", "correct user and password in the URL, or give the user rights in the vhost"),
+    ("login was refused", "correct user and password in the URL"),
     ("authentication", "correct user and password in the URL"),
     ("connection limit", "raise the limit, or close connections that nobody uses"),
 )
+#: The code for a vhost that is missing or closed to the user, or a limit that is reached.
+_NOT_ALLOWED = 530
 
 
 class Failure(ConnectionClosed):
@@ -53,10 +58,13 @@ def explain(exc: BaseException) -> str:
     exc = root_cause(exc)
     text = getattr(exc, "reply_text", None) or str(exc) or type(exc).__name__
     name = type(exc).__name__
-    words = f"{name} {text}".lower()
-    remedy = next((remedy for word, remedy in _REMEDIES if word.lower() in words), None)
+    # Words of a refused connection; a refused step names a vhost as well.
+    words = text.lower() if code_of(exc) in (0, NO_RIGHT, _NOT_ALLOWED) else ""
+    remedies = [remedy for word, remedy in _REMEDIES if word in words or word in name.lower()]
+    if code_of(exc) == NO_RIGHT:
+        remedies = [remedy for remedy in remedies if "password" in remedy]
     said = f"{name}: {text}" if name not in text else text
-    return f"{said} ({remedy})" if remedy else said
+    return f"{said} ({remedies[0]})" if remedies else said
 
 
 def code_of(exc: BaseException) -> int:

@@ -50,8 +50,8 @@ def message_frame(publish: Publish, ladder: Ladder | None, came: Any = None, *, 
     return Frame("", queue_name, publish.body, properties)
 
 
-def letter_frame(bury: Bury, exchange: str, came: Any = None) -> Frame:
-    """A dead letter to `reliq.dlx`, or with the exchange `""` straight to its queue."""
+def letter_frame(bury: Bury, exchange: str, came: Any = None, *, again: bool = False) -> Frame:
+    """A dead letter to `reliq.dlx`, or with the exchange `""` straight to its queue; `came` and `again` as above."""
     dead = bury.dead
     about = {
         "id": dead["id"],
@@ -64,6 +64,8 @@ def letter_frame(bury: Bury, exchange: str, came: Any = None) -> Frame:
     }
     headers = user_headers(came)
     headers.update({f"x-reliq-{name}": _short(value) for name, value in about.items() if value is not None})
+    if again:
+        headers[AGAIN] = True
     if bury.meta is not None:
         headers[META] = _fitting(bury.meta)
     key = topology.dead_name(bury.queue) if exchange == "" else bury.queue

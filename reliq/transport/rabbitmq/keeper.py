@@ -56,11 +56,11 @@ class Keeper:
         """Do what is due at `mono` (seconds). Raises `ConnectionClosed`."""
         transport = self._transport
         queues = set(transport.declared_queues())
-        if moved := transport.drain_unrouted(queues.__contains__):
+        if moved := transport.desk.drain_unrouted(queues.__contains__):
             self._logger.warning("%d messages whose queue was gone are back in their queues.", moved)
         retention_ms = transport.letters.retention_ms
         if retention_ms is not None and mono >= self._expire_at:
             for queue_name in sorted(queues):
-                if deleted := transport.expire(queue_name, retention_ms):
+                if deleted := transport.desk.expire(queue_name, retention_ms):
                     self._logger.info("%d dead letters were older than the retention and are deleted.", deleted)
             self._expire_at = mono + EXPIRE_EVERY_S

@@ -35,6 +35,18 @@ def letter_of(
     return DeadLetter(letter_id, queue_name, "stock", arrival.body, message, None, died_at_ms(headers))
 
 
+#: What one death is known by: of two letters of one, one of them marked (see copies.py), one is shown.
+Death = tuple[str, ...]
+
+
+def death_of(letter: DeadLetter) -> Death:
+    """A message's id and how often it had been run and replayed; a body that is no message is like no other."""
+    if letter.message is None or letter.dead is None:
+        return (letter.id,)
+    replay = Record.read(letter.message.options).replay or {}
+    return letter.message.message_id, str(letter.dead.get("attempts")), str(replay.get("n"))
+
+
 def died_at_ms(headers: dict[str, Any]) -> int | None:
     """When the broker put it aside, by its own header: whole seconds."""
     deaths = headers.get("x-death")

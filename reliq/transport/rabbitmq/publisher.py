@@ -11,12 +11,13 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pika
 from dramatiq.logging import get_logger
 
-from .errors import Failure, Refusal, code_of, explain
+from .errors import CANNOT_BE_SENT, Failure, Refusal, code_of, explain
 from .link import Link, prepared
 
 #: How many may be on their way at once: enough to keep the line busy, few enough to be told of in time.
@@ -79,10 +80,9 @@ class Publisher:
     def __init__(self, parameters: Any, heartbeat_s: float) -> None:
         self.link = Link(prepared(parameters, "publisher", heartbeat_s), self, "publisher")
         self._logger = get_logger(__name__, type(self))
-        #: Guards what follows, and every batch. Held for moments only, never while waiting.
+        #: Guards the outcomes of every batch. Held for moments only, never while waiting.
         self._lock = threading.Lock()
         self._queue: deque[tuple[Batch, int]] = deque()
-        self._awake = False
         #: Delivery tag -> what was published under it, in order. Changed on the link's thread.
         self._unconfirmed: dict[int, tuple[Batch, int]] = {}
         self._returned: dict[int, str] = {}
@@ -103,21 +103,10 @@ class Publisher:
 
     def submit(self, batch: Batch) -> None:
         """Send what of a batch is neither stored nor on its way. Returns at once; `batch.done` is set when each has
-        its outcome."""
-        with self._lock:
-            for index, outcome in enumerate(batch.outcomes):
-                if isinstance(outcome, Exception):
-                    batch.outcomes[index] = _QUEUED
-                    batch.left += 1
-                    self._queue.append((batch, index))
-            if not batch.left:
-                batch.done.set()
-                return
-            batch.done.clear()
-            if self._awake:
-                return
-            self._awake = True
-        self.link.call(self._pump)
+        its outcome. May be repeated, and broken off by an interrupt at any line: the rest is done on the link's thread,
+        which nothing interrupts."""
+        batch.done.clear()
+        self.link.call(partial(self._accept, batch))
 
     def give_up(self, batch: Batch, waited_s: float) -> None:
         """Stop waiting for a batch: what has not left stays here, and each that is open gets an outcome."""
@@ -175,13 +164,23 @@ class Publisher:
         self._logger.warning("RabbitMQ takes messages again.")
         self._pump()
 
+    def _accept(self, batch: Batch) -> None:
+        with self._lock:
+            for index, outcome in enumerate(batch.outcomes):
+                if isinstance(outcome, Exception):
+                    batch.outcomes[index] = _QUEUED
+                    batch.left += 1
+                    self._queue.append((batch, index))
+            if not batch.left:
+                batch.done.set()
+        self._pump()
+
     def _pump(self) -> None:
         """Write what is queued, as far as the broker takes it."""
         while True:
             with self._lock:
                 item = self._next()
                 if item is None:
-                    self._awake = False
                     return
                 batch, index = item
                 batch.outcomes[index] = _WRITTEN
@@ -196,7 +195,7 @@ class Publisher:
                 # Something in the properties that AMQP has no form for, or a connection that has just gone.
                 self._next_tag -= 1
                 del self._unconfirmed[self._next_tag]
-                self._outcome(item, Refusal(f"not stored, it cannot be sent: {exc}", 0))
+                self._outcome(item, Refusal(f"not stored, it cannot be sent: {exc}", CANNOT_BE_SENT))
 
     def _next(self) -> tuple[Batch, int] | None:
         if self._channel is None or not self._channel.is_open or self.blocked is not None:

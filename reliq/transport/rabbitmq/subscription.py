@@ -95,7 +95,7 @@ class Subscription:
             return None
 
     def ack(self, tag: int) -> bool:
-        """Owe an ack. Returns at once; False if the delivery is not ours any more."""
+        """Owe an ack. Returns at once; False if the delivery is not ours any more. May be repeated."""
         if self.ended is not None or tag not in self.outstanding:
             return False
         self._owed.append(tag)
@@ -103,7 +103,6 @@ class Subscription:
             # Half of what the broker lets us have is done: it need not wait for the window.
             self._link.call(self._flush)
         elif not self._scheduled:
-            self._scheduled = True
             self._link.call(self._schedule)
         return True
 
@@ -197,7 +196,9 @@ class Subscription:
             self._arrived.put(None)  # wakes who waits
 
     def _schedule(self) -> None:
-        self._link.later(self._window_s, self._flush)
+        if not self._scheduled:
+            self._scheduled = True
+            self._link.later(self._window_s, self._flush)
 
     def _flush(self) -> None:
         """Ack what is owed: all up to the first that is not done in one step, the others one by one."""

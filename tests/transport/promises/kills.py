@@ -70,7 +70,7 @@ class Kills:
         assert victim.returncode == -9, f"it did not come to {kill_point}: {victim.stderr[-2_000:]}"
         stage.worker()
         eventually(lambda: run_log.keys("end") >= EXPECTED, 15, what="what the dead worker held")
-        stage.wait_for(0, 0, 0, len(DEAD), timeout=15)
+        eventually(lambda: stage.counts()[:3] == (0, 0, 0), 15, what="nothing ready, unacked or delayed")
 
         ends = Counter(entry.key for entry in run_log.entries() if entry.event == "end")
         assert set(ends) == EXPECTED
