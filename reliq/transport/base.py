@@ -119,6 +119,8 @@ class Transport(ABC, Generic[B]):
     kind: ClassVar[str]
     #: The largest body, in bytes, that the broker takes; None = no limit that matters.
     max_body: int | None = None
+    #: Whether one letter is found without reading the others.
+    has_letter_index: ClassVar[bool] = True
     #: Whether the broker has queues of several types to choose from.
     has_queue_types: ClassVar[bool] = False
     #: Whether delays outlive this process.

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from dramatiq.errors import ConnectionClosed
-
-from .errors import CANNOT_BE_SENT, Refusal, code_of, explain
+from .errors import CANNOT_BE_SENT, Failure, Refusal, refusal_of
 from .link import Link
 
 
@@ -33,12 +31,12 @@ class _Run:
         self._steps = steps
         self._channel: Any = None
         self.answers: list[Any] = []
-        self.error: ConnectionClosed | None = None
+        self.error: Failure | None = None
         self.done = threading.Event()
 
     def begin(self, link: Link) -> None:
         if link.connection is None or not link.connection.is_open:
-            self._end(ConnectionClosed(f"RabbitMQ cannot be reached: {link.why or 'connecting'}"))
+            self._end(Failure(f"RabbitMQ cannot be reached: {link.why or 'connecting'}"))
             return
         link.connection.channel(on_open_callback=self._opened)
 
@@ -64,10 +62,9 @@ class _Run:
                 self._channel.close()
 
     def _closed(self, channel: Any, exc: BaseException) -> None:
-        code = code_of(exc)
-        self._end(Refusal(explain(exc), code) if code >= 400 else ConnectionClosed(explain(exc)))
+        self._end(refusal_of(exc))
 
-    def _end(self, error: ConnectionClosed | None) -> None:
+    def _end(self, error: Failure | None) -> None:
         if not self.done.is_set():
             self.error = error
             self.done.set()
@@ -79,12 +76,11 @@ def run(link: Link, steps: Sequence[Step], timeout_s: float) -> list[Any]:
     Raises `Refusal` with the broker's words where it refuses one, `ConnectionClosed` where it cannot be reached within
     `timeout_s`.
     """
-    if not link.is_open.wait(timeout_s):
-        raise ConnectionClosed(f"RabbitMQ cannot be reached: {link.why or 'connecting'}")
+    link.wait(timeout_s)
     doing = _Run(steps)
     link.call(lambda: doing.begin(link))
     if not doing.done.wait(timeout_s):
-        raise ConnectionClosed(f"no answer from RabbitMQ within {timeout_s:.1f} s")
+        raise Failure(f"no answer from RabbitMQ within {timeout_s:.1f} s")
     if doing.error is not None:
         raise doing.error
     return doing.answers

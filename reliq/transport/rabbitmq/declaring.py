@@ -49,6 +49,8 @@ class Declarations:
         self._on_ladder: set[str] = set()
         self._dead: dict[str, str] = {}
         self._kinds: dict[str, QueueType] = {}
+        #: Whether a queue that is there is taken as it is, whatever arguments this broker would give it.
+        self.as_they_stand = False
         #: What was refused or stands in another form, for `check`: name -> what to do.
         self.troubles: dict[str, str] = {}
 
@@ -66,9 +68,10 @@ class Declarations:
                     f"queue {queue_name!r}: a part that is '*' or '#' means 'any' where RabbitMQ routes delays and "
                     "dead letters; rename the queue."
                 )
-            steps = stock_steps(self._broker, queue_name)
-            with self._explained(queue_name):
-                self._run(steps)
+            if not self.as_they_stand or not self.exists(queue_name):
+                steps = stock_steps(self._broker, queue_name)
+                with self._explained(queue_name):
+                    self._run(steps)
             self._queues.add(queue_name)
             if self._ladders and queue_name in self._kinds:
                 # It may have been deleted, its delays still on the ladder.

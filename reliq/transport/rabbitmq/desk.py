@@ -19,6 +19,7 @@ from ...errors import NotSupported
 from ...message.letter import DeadLetter
 from ..base import RESERVED_SUFFIXES, Depth, Finding
 from ..delivered import decode
+from ..settlement import Publish
 from . import topology
 from .control import Step
 from .copies import AGAIN
@@ -28,6 +29,7 @@ from .letters import Death, death_of, groups_of, letter_of
 from .management import Management
 from .publisher import Batch, Frame
 from .reading import Reading
+from .subscription import Arrival
 from .topology import Ladder, dead_name, target_of
 
 if TYPE_CHECKING:
@@ -44,26 +46,27 @@ class _Letters:
 
     def __init__(self, transport: RabbitTransport, queue_name: str) -> None:
         self._transport = transport
-        self._readings = [
-            Reading(transport.broker.parameters, name) for name in (dead_name(queue_name), xq_name(queue_name))
-        ]
+        self._readings = {
+            "reliq": Reading(transport.broker.parameters, dead_name(queue_name)),
+            "stock": Reading(transport.broker.parameters, xq_name(queue_name)),
+        }
         self._queue_name = queue_name
         #: Letter -> where it lies: twice where a worker died after it had stored it, and its message died again.
-        self._places: dict[str, list[tuple[Reading, int]]] = {}
+        self._places: dict[str, list[tuple[Reading, Arrival]]] = {}
 
     def __iter__(self) -> Iterator[DeadLetter]:
         letters: list[DeadLetter] = []
         twins: Counter[str] = Counter()
         deaths: dict[Death, tuple[str, bool]] = {}
-        for reading in self._readings:
+        for source, reading in self._readings.items():
             reading.__enter__()
             for arrival in reading.arrivals():
-                letter = letter_of(arrival, self._queue_name, self._opened, twins)
+                letter = letter_of(arrival, self._queue_name, source, self._opened, twins)
                 marked = AGAIN in (arrival.properties.headers or ())
                 first, was_marked = deaths.setdefault(death_of(letter), (letter.id, marked))
                 is_again = first != letter.id and (marked or was_marked)
                 places = self._places.setdefault(first if is_again else letter.id, [])
-                places.append((reading, arrival.tag))
+                places.append((reading, arrival))
                 if len(places) == 1:
                     letters.append(letter)
         letters.sort(key=lambda letter: (letter.died_at_ms or 0, letter.id))
@@ -74,15 +77,17 @@ class _Letters:
 
     def remove(self, letter: DeadLetter) -> bool:
         places = self._places.pop(letter.id, [])
-        for reading, tag in places:
-            reading.remove(tag)
+        for reading, arrival in places:
+            reading.remove(arrival.tag)
         return bool(places)
 
-    def holds(self, letter: DeadLetter) -> bool:
-        return letter.id in self._places
+    def properties(self, letter: DeadLetter) -> Any:
+        """What lies beside its body; None where it is not there any more."""
+        places = self._places.get(letter.id)
+        return places[0][1].properties if places else None
 
     def close(self) -> None:
-        for reading in self._readings:
+        for reading in self._readings.values():
             reading.close()
 
 
@@ -122,7 +127,7 @@ class RabbitDesk:
                     by_message = letter
         return by_message
 
-    def end_letter(self, letter: DeadLetter, publish: Callable[[], None] | None) -> bool:
+    def end_letter(self, letter: DeadLetter, publish: Publish | None) -> bool:
         """Publish what it becomes, then remove it; False if it is not there any more."""
         letters = self._open.get(letter.queue)
         if letters is not None:
@@ -134,11 +139,12 @@ class RabbitDesk:
         finally:
             letters.close()
 
-    def _end(self, letters: _Letters, letter: DeadLetter, publish: Callable[[], None] | None) -> bool:
-        if not letters.holds(letter):
+    def _end(self, letters: _Letters, letter: DeadLetter, publish: Publish | None) -> bool:
+        properties = letters.properties(letter)
+        if properties is None:
             return False
         if publish is not None:
-            publish()
+            self._transport.publish_with(publish, properties)
         return letters.remove(letter)
 
     def dead_groups(self, queue_name: str) -> list[dict[str, Any]]:
@@ -160,6 +166,10 @@ class RabbitDesk:
         names = {name for name in names if not name.startswith(topology.OURS)}
         caught = [name for name in (Ladder("classic").unrouted, Ladder("quorum").unrouted) if self._ready(name)]
         return [*sorted(names), *caught]
+
+    def has_queue(self, queue_name: str) -> bool:
+        """Whether it stands, or its dead letters do."""
+        return any(it is not None for it in self._look_at(queue_name, dead_name(queue_name), xq_name(queue_name)))
 
     def depth(self, queue_name: str) -> Depth:
         """Ready and dead as the broker counts them, and of what is unacked as much as can be known: all of it if this
@@ -269,7 +279,8 @@ class RabbitDesk:
     def to_stock(self, queue_name: str, *, letters: bool) -> Iterator[int]:
         """What is unrouted; delays end on the plain queue by themselves. Letters go to `.XQ`, where plain Dramatiq
         deletes them after 7 days."""
-        moved = self.drain_unrouted(lambda name: name == queue_name)
+        caught = queue_name in (Ladder("classic").unrouted, Ladder("quorum").unrouted)
+        moved = self.drain_unrouted(lambda name: caught or name == queue_name)
         if moved:
             yield moved
         if not letters:
@@ -309,7 +320,7 @@ class RabbitDesk:
             return 0
         with Reading(self._transport.broker.parameters, dead_name(queue_name)) as reading:
             while (arrival := reading.take()) is not None:
-                letter = letter_of(arrival, queue_name, decode_plain, twins)
+                letter = letter_of(arrival, queue_name, "reliq", decode_plain, twins)
                 if letter.died_at_ms is None or letter.died_at_ms >= since_ms:
                     break  # the oldest come first
                 reading.remove(arrival.tag)

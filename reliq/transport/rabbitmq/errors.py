@@ -6,6 +6,8 @@ Dramatiq's threads survive connection errors only; a raw pika error ends them.
 
 from __future__ import annotations
 
+import re
+
 import pika.exceptions
 from dramatiq.errors import ConnectionClosed
 
@@ -24,6 +26,7 @@ _REMEDIES = (
     ("authentication", "correct user and password in the URL"),
     ("connection limit", "raise the limit, or close connections that nobody uses"),
 )
+_TOLD = re.compile(r"\((\d{3})\) '(.*?)'")
 #: The code for a vhost that is missing or closed to the user, or a limit that is reached.
 _NOT_ALLOWED = 530
 
@@ -46,28 +49,45 @@ class Refusal(Failure):
 def root_cause(exc: BaseException) -> BaseException:
     """The error at the bottom of what pika wraps around a connection that could not be opened."""
     for _ in range(10):
-        nested = getattr(exc, "exceptions", None) or [getattr(exc, "exception", None)]
-        if not isinstance(nested[-1], BaseException):
+        nested = [*(getattr(exc, "exceptions", None) or ()), getattr(exc, "exception", None), *exc.args]
+        inner = [each for each in nested if isinstance(each, BaseException)]
+        if not inner:
             break
-        exc = nested[-1]
+        exc = inner[-1]
     return exc
 
 
 def explain(exc: BaseException) -> str:
     """What went wrong with a connection or channel, in one line, with what to do where that is known."""
     exc = root_cause(exc)
-    text = getattr(exc, "reply_text", None) or str(exc) or type(exc).__name__
-    name = type(exc).__name__
+    code, text = _answer(exc)
+    if isinstance(exc, OSError):
+        return exc.strerror or str(exc) or type(exc).__name__
     # Words of a refused connection; a refused step names a vhost as well.
-    words = text.lower() if code_of(exc) in (0, NO_RIGHT, _NOT_ALLOWED) else ""
-    remedies = [remedy for word, remedy in _REMEDIES if word in words or word in name.lower()]
-    if code_of(exc) == NO_RIGHT:
+    words = text.lower() if code in (0, NO_RIGHT, _NOT_ALLOWED) else ""
+    remedies = [remedy for word, remedy in _REMEDIES if word in words]
+    if code == NO_RIGHT:
         remedies = [remedy for remedy in remedies if "password" in remedy]
-    said = f"{name}: {text}" if name not in text else text
+    said = text if code else f"{type(exc).__name__}: {text}" if text else type(exc).__name__
     return f"{said} ({remedies[0]})" if remedies else said
 
 
 def code_of(exc: BaseException) -> int:
     """AMQP's reply code, or 0 for what is no answer of the server."""
-    code = getattr(exc, "reply_code", 0)
-    return code if isinstance(code, int) else 0
+    return _answer(root_cause(exc))[0]
+
+
+def refusal_of(exc: BaseException, at: str = "") -> Failure:
+    """The error to raise for it: a `Refusal` where the server has answered. `at` says where, as in "host:port: "."""
+    code = code_of(exc)
+    return Refusal(at + explain(exc), code) if code >= 400 else Failure(at + explain(exc))
+
+
+def _answer(exc: BaseException) -> tuple[int, str]:
+    """Code and text of what the server said."""
+    code, text = getattr(exc, "reply_code", 0), getattr(exc, "reply_text", None)
+    if isinstance(code, int) and code:
+        return code, str(text)
+    # pika guesses at what a connection that ends early means, and keeps the answer as text only.
+    told = _TOLD.search(str(exc))
+    return (int(told[1]), told[2]) if told else (0, str(exc))

@@ -18,21 +18,21 @@ from .subscription import Arrival
 
 
 def letter_of(
-    arrival: Arrival, queue_name: str, opened: Callable[[bytes], Message[Any]], twins: Counter[str]
+    arrival: Arrival, queue_name: str, source: str, opened: Callable[[bytes], Message[Any]], twins: Counter[str]
 ) -> DeadLetter:
-    """The letter in an arrival. `opened` decodes a body, or raises; `twins` counts bodies that are alike, of which the
-    second is told from the first by its id."""
+    """The letter in an arrival. `source` goes by where it lies; `opened` decodes a body, or raises; `twins` counts
+    bodies that are alike, of which the second is told from the first by its id."""
     headers = arrival.properties.headers or {}
     message = _opened(arrival.body, opened)
     dead = _json_object(headers.get(META))
     if dead is None and message is not None:
         dead = Record.read(message.options).dead
     if dead is not None and isinstance(dead.get("id"), str) and isinstance(dead.get("died_at"), int):
-        return DeadLetter(dead["id"], queue_name, "reliq", arrival.body, message, dead, dead["died_at"])
+        return DeadLetter(dead["id"], queue_name, source, arrival.body, message, dead, dead["died_at"])
     digest = hashlib.sha256(arrival.body).hexdigest()[:16]
     twins[digest] += 1
     letter_id = digest if twins[digest] == 1 else f"{digest}-{twins[digest]}"
-    return DeadLetter(letter_id, queue_name, "stock", arrival.body, message, None, died_at_ms(headers))
+    return DeadLetter(letter_id, queue_name, source, arrival.body, message, None, died_at_ms(headers))
 
 
 #: What one death is known by: of two letters of one, one of them marked (see copies.py), one is shown.
@@ -81,14 +81,16 @@ def groups_of(letters: list[DeadLetter], queue_name: str) -> list[dict[str, Any]
     """Letters by cause, in the order of their first death. Letters of others form one group."""
     groups: dict[str | None, dict[str, Any]] = {}
     for letter in letters:
+        ours = letter.source == "reliq"
+        fingerprint = letter.fingerprint if ours else None
         group = groups.setdefault(
-            letter.fingerprint,
+            fingerprint,
             {
-                "fingerprint": letter.fingerprint,
+                "fingerprint": fingerprint,
                 "queue": queue_name,
-                "actor": letter.actor if letter.fingerprint else None,
-                "error": (letter.dead or {}).get("error"),
-                "reason": letter.reason,
+                "actor": letter.actor if fingerprint else None,
+                "error": (letter.dead or {}).get("error") if ours else None,
+                "reason": letter.reason if ours else None,
                 "count": 0,
                 "first_seen_ms": letter.died_at_ms,
                 "last_seen_ms": None,

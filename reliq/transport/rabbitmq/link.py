@@ -23,7 +23,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
 from pika.adapters.select_connection import IOLoop
 
-from .errors import explain
+from .errors import Failure, Refusal, explain, refusal_of
 
 #: The pause before a connection is opened again: doubled from the first to the longest, times U(0.5, 1). Seconds.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -58,6 +58,8 @@ class Link:
         self.connection: pika.SelectConnection | None = None
         #: Why there is none, or None before the first try has ended.
         self.why: str | None = None
+        #: What the server said when it refused the last try: wrong password, no such vhost.
+        self.refusal: Refusal | None = None
         #: Set while there is one.
         self.is_open = threading.Event()
         #: Of the last server that answered, as in (3, 10).
@@ -71,6 +73,16 @@ class Link:
         _quieten_pika()
         self._ioloop.add_callback_threadsafe(self._connect)
         self._thread.start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there is a connection. Raises `Refusal` as soon as a server refuses one, `ConnectionClosed` when
+        it takes longer."""
+        deadline = time.monotonic() + timeout_s
+        while not self.is_open.wait(min(0.05, max(0.0, deadline - time.monotonic()))):
+            if self.refusal is not None:
+                raise Refusal(f"RabbitMQ refuses the connection: {self.refusal}", self.refusal.code)
+            if time.monotonic() >= deadline:
+                raise Failure(f"RabbitMQ cannot be reached: {self.why or 'connecting'}")
 
     def call(self, step: Callable[[], None]) -> None:
         """Have `step` called on the link's thread. Raises `ConnectionClosed` once the link is stopped."""
@@ -138,13 +150,15 @@ class Link:
             connection.close()
             return
         self._tries = 0
-        self.connection, self.why = connection, None
+        self.connection, self.why, self.refusal = connection, None, None
         self.server_version = _version(connection.server_properties)
         self._watcher.opened(connection)
         self.is_open.set()
 
     def _not_opened(self, connection: Any, exc: BaseException) -> None:
-        self.why = explain(exc)
+        tried = self._parameters[self._tries % len(self._parameters)]
+        error = refusal_of(exc, f"{tried.host}:{tried.port}: ")
+        self.why, self.refusal = str(error), error if isinstance(error, Refusal) else None
         self._complain(f"cannot be opened: {self.why}")
         self._again()
 

@@ -21,14 +21,15 @@ TIMEOUT_S = 10.0
 class Management:
     """The API at `http://user:password@host:15672`, for one vhost."""
 
-    def __init__(self, url: str, vhost: str) -> None:
+    def __init__(self, url: str, vhost: str, login: tuple[str, str] = ("guest", "guest")) -> None:
         parts = urllib.parse.urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
         self._base = f"{parts.scheme}://{parts.hostname}{port}{parts.path.rstrip('/')}"
-        user, password = parts.username or "guest", parts.password or "guest"
-        login = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}".encode()
-        self._login = base64.b64encode(login).decode("ascii")
-        self._vhost = urllib.parse.quote(vhost, safe="")
+        user, password = login
+        if parts.username:
+            user, password = urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or "")
+        self._login = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+        self._vhost_name, self._vhost = vhost, urllib.parse.quote(vhost, safe="")
 
     def __repr__(self) -> str:
         return f"<Management {self._base}>"
@@ -53,5 +54,13 @@ class Management:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 return json.load(answer)
-        except (urllib.error.URLError, OSError, ValueError) as exc:
-            raise ConnectionClosed(f"the management API at {self._base} does not answer: {exc}") from exc
+        except urllib.error.HTTPError as exc:
+            with exc:
+                what = {
+                    401: "refuses the login; correct user and password in its URL",
+                    404: f"knows no vhost {self._vhost_name!r}, or is no management API",
+                }.get(exc.code, f"answers {exc.code} {exc.reason}")
+            raise ConnectionClosed(f"the management API at {self._base} {what}") from exc
+        except (OSError, ValueError) as exc:
+            why = getattr(exc, "reason", exc)
+            raise ConnectionClosed(f"the management API at {self._base} does not answer: {why}") from exc

@@ -12,9 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pika
-from dramatiq.errors import ConnectionClosed
 
-from .errors import NO_RIGHT, NOT_FOUND, PIKA_ERRORS, Refusal, code_of, explain
+from .errors import NO_RIGHT, NOT_FOUND, PIKA_ERRORS, Failure, Refusal, code_of, explain, refusal_of
 from .link import prepared
 from .subscription import Arrival
 
@@ -70,8 +69,12 @@ class Reading:
         """All that lie in the queue now, in its order; none where there is no such queue. Raises `Refusal` when
         somebody else reads or consumes it, `ConnectionClosed` when the broker is lost."""
         try:
-            left = self._channel.queue_declare(self.queue_name, passive=True).method.message_count
+            asked = self._channel.queue_declare(self.queue_name, passive=True).method
+            left = asked.message_count
             if not left:
+                if asked.consumer_count:
+                    # All that lies in it may be in the hands of somebody else.
+                    raise self._taken()
                 return
             for method, properties, body in self._channel.consume(
                 self.queue_name, exclusive=True, inactivity_timeout=PATIENCE_S
@@ -115,12 +118,17 @@ class Reading:
         except PIKA_ERRORS as exc:
             raise self._error(exc) from exc
 
-    def _error(self, exc: BaseException) -> ConnectionClosed:
-        code = code_of(exc)
-        text = explain(exc)
-        if code == NO_RIGHT and "exclusive" in text:
-            text = (
-                f"queue {self.queue_name!r} is being read by somebody else, and is read by one at a time; "
-                "try again when that command has ended"
-            )
-        return Refusal(text, code) if code >= 400 else ConnectionClosed(f"RabbitMQ cannot be reached: {text}")
+    def _error(self, exc: BaseException) -> Failure:
+        if code_of(exc) == NO_RIGHT and "exclusive" in explain(exc):
+            return self._taken()
+        if self._channel is None:
+            first = self._parameters[0]
+            return refusal_of(exc, f"RabbitMQ cannot be reached: {first.host}:{first.port}: ")
+        return refusal_of(exc, f"reading queue {self.queue_name!r}: ")
+
+    def _taken(self) -> Refusal:
+        return Refusal(
+            f"queue {self.queue_name!r} is being read by somebody else, and is read by one at a time; "
+            "try again when that command has ended",
+            NO_RIGHT,
+        )

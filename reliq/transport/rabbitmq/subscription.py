@@ -15,9 +15,7 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from dramatiq.errors import ConnectionClosed
-
-from .errors import Refusal, code_of, explain
+from .errors import Failure, Refusal, refusal_of
 from .link import Link
 
 #: An ack waits at most this long for others to go out with it.
@@ -58,7 +56,7 @@ class Subscription:
         #: Set once the broker delivers, or has refused to.
         self.decided = threading.Event()
         #: Why nothing comes any more, or None.
-        self.ended: ConnectionClosed | None = None
+        self.ended: Failure | None = None
         #: True once nothing more shall come; what came can still be acked.
         self.cancelled = False
 
@@ -151,14 +149,14 @@ class Subscription:
 
         self._link.call(ask)
         if not answered.wait(timeout_s):
-            raise ConnectionClosed(f"queue {self.queue_name!r}: no answer from RabbitMQ within {timeout_s:.1f} s")
+            raise Failure(f"queue {self.queue_name!r}: no answer from RabbitMQ within {timeout_s:.1f} s")
 
     # -- on the link's thread ------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         connection = self._link.connection
         if connection is None or not connection.is_open:
-            self._end(ConnectionClosed(f"RabbitMQ cannot be reached: {self._link.why or 'connecting'}"))
+            self._end(Failure(f"RabbitMQ cannot be reached: {self._link.why or 'connecting'}"))
             return
         connection.channel(on_open_callback=self._opened)
 
@@ -186,10 +184,9 @@ class Subscription:
             self._channel.close()
 
     def _on_closed(self, channel: Any, exc: BaseException) -> None:
-        code = code_of(exc)
-        self._end(Refusal(explain(exc), code) if code >= 400 else ConnectionClosed(explain(exc)))
+        self._end(refusal_of(exc))
 
-    def _end(self, why: ConnectionClosed) -> None:
+    def _end(self, why: Failure) -> None:
         if self.ended is None:
             self.ended = why
             self.decided.set()

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import Broker, Consumer, MessageProxy
@@ -54,6 +53,7 @@ class RabbitTransport(Transport[RabbitmqBroker]):
 
     kind = "rabbitmq"
     has_queue_types = True
+    has_letter_index = False
 
     def __init__(self, broker: RabbitmqBroker) -> None:
         super().__init__(broker)
@@ -150,7 +150,11 @@ class RabbitTransport(Transport[RabbitmqBroker]):
 
     def publish(self, publish: Publish) -> None:
         """Confirmed by the broker, or `ConnectionClosed` within `send_timeout`."""
-        (outcome,) = self.sender.send([publish], f"sending to queue {publish.message.queue_name!r}")
+        self.publish_with(publish, None)
+
+    def publish_with(self, publish: Publish, came: Any) -> None:
+        """The same, with the properties that the message had come with."""
+        (outcome,) = self.sender.send([publish], f"sending to queue {publish.message.queue_name!r}", came)
         if outcome is not None:
             raise outcome
 
@@ -262,7 +266,7 @@ class RabbitTransport(Transport[RabbitmqBroker]):
 
     def replay(self, letter: DeadLetter, publish: Publish) -> bool:
         """Publish a letter's message, confirmed, then remove the letter."""
-        return self.desk.end_letter(letter, partial(self.publish, publish))
+        return self.desk.end_letter(letter, publish)
 
     def dead_groups(self, queue_name: str) -> list[dict[str, Any]]:
         """Letters by cause: each is read."""
@@ -299,11 +303,25 @@ class RabbitTransport(Transport[RabbitmqBroker]):
         """Drop everything of a queue, its delays included."""
         self.desk.flush(queue_name)
 
+    def has_queue(self, queue_name: str) -> bool:
+        """Whether the queue stands, or one of its dead letters."""
+        return self.desk.has_queue(queue_name)
+
     def use_management(self, url: str) -> None:
-        """Let the management API tell what AMQP does not."""
+        """Let the management API tell what AMQP does not. A URL without user and password takes the broker's."""
         parameters = self.broker.parameters
         first = parameters[0] if isinstance(parameters, (list, tuple)) else parameters
-        self.desk.management = Management(url, first.virtual_host)
+        login = first.credentials.username, first.credentials.password
+        self.desk.management = Management(url, first.virtual_host, login)
+
+    @property
+    def queues_as_they_stand(self) -> bool:
+        """Whether a queue that is there is taken as it is, whatever its arguments: for who only sends to it."""
+        return self.declared.as_they_stand
+
+    @queues_as_they_stand.setter
+    def queues_as_they_stand(self, yes: bool) -> None:
+        self.declared.as_they_stand = yes
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
