@@ -8,16 +8,17 @@ type; a URL's password is in none of them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
 
 import click
 
+from .address import broker_at, checked_management
 from .exits import Failure, usage
 from .options import Settings, settings_of
 
@@ -28,33 +29,53 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: URL scheme -> (broker class, the extra that has its client). By name: no client is imported that is not in use.
-SCHEMES = {
-    "redis": ("dramatiq.brokers.redis:RedisBroker", "redis"),
-    "rediss": ("dramatiq.brokers.redis:RedisBroker", "redis"),
-    "unix": ("dramatiq.brokers.redis:RedisBroker", "redis"),
-}
-_WHICH = "say which broker: -b app:broker, as the dramatiq command takes it, or --url redis://HOST:6379/0"
+_WHICH = (
+    "say which broker: -b app:broker, as the dramatiq command takes it, or --url redis://HOST:6379/0 "
+    "or amqp://USER:PASSWORD@HOST/VHOST"
+)
+_NO_LIST = (
+    "RabbitMQ lists no queues over AMQP: name one with --queue, or give the management API "
+    "(--management-url http://USER:PASSWORD@HOST:15672) or the application (-b app:broker)"
+)
 
 
-def connect(ctx: click.Context) -> Transport[Any]:
-    """The transport of the broker that the global options name, attached if reliq is not installed on it."""
+def connect(ctx: click.Context, *, every_queue: bool = False) -> Transport[Any]:
+    """The transport of the broker that the global options name, attached if reliq is not installed on it. With
+    `every_queue` the command is about all queues: refused where the broker cannot list them."""
     settings = settings_of(ctx)
     if (settings.broker is None) == (settings.url is None):
         raise usage(_WHICH if settings.url is None else "-b and --url name two brokers; give one of them")
     if settings.broker is not None and settings.namespace is not None:
         raise usage("--namespace goes with --url; with -b the application's broker has its own")
-    broker = application(ctx) if settings.url is None else _broker_at(settings.url, settings)
+    management = None if settings.management_url is None else checked_management(settings.management_url)
+    broker = application(ctx) if settings.url is None else broker_at(settings.url, settings)
+    if every_queue and settings.url is not None and settings.url.lower().startswith("amqp") and management is None:
+        raise usage(_NO_LIST)
     _use_encoder(ctx, settings)
     from ..errors import NotSupported
     from ..wiring import attach, transport_of
 
+    # What a connection logs while it is opened is raised as well; said once is enough. A handler that does nothing
+    # keeps it off stderr, unless the application has handlers of its own.
+    logging.getLogger("reliq.transport.rabbitmq.link").addHandler(logging.NullHandler())
     try:
         transport = transport_of(broker) or attach(broker)
     except NotSupported as exc:
         raise usage(str(exc)) from exc
+    if management is not None:
+        _use_management(transport, management)
+    if settings.url is not None and hasattr(transport, "queues_as_they_stand"):
+        # Nobody has said here with which arguments the application declares them.
+        transport.queues_as_they_stand = True
     ctx.call_on_close(transport.disconnect)
     return transport
+
+
+def _use_management(transport: Transport[Any], url: str) -> None:
+    use = getattr(transport, "use_management", None)
+    if use is None:
+        raise usage("--management-url is for RabbitMQ; leave it out")
+    use(url)
 
 
 def application(ctx: click.Context) -> Broker:
@@ -100,46 +121,6 @@ def _explained(spec: str, exc: Exception | SystemExit) -> click.ClickException:
         return usage(f"{exc} Write module, module:attribute or module:callable.")
     where = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
     return Failure(f"importing {spec!r} failed: {type(exc).__name__}: {exc}{where}")
-
-
-def _broker_at(url: str, settings: Settings) -> Broker:
-    parts = _readable(url)
-    where, extra = SCHEMES[parts.scheme]
-    module, name = where.split(":")
-    try:
-        broker_class = getattr(import_module(module), name)
-    except ImportError as exc:
-        raise Failure(f"{parts.scheme}:// needs a client: pip install 'dramatiq-reliq[{extra}]' ({exc})") from exc
-    try:
-        broker: Broker = broker_class(url=url, namespace=settings.namespace or "dramatiq", middleware=[])
-        # Opens nothing, and finds a parameter that no connection takes.
-        broker.client.connection_pool.make_connection()  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as exc:
-        raise _unreadable("a parameter has a value that the client does not take") from exc
-    return broker
-
-
-def _readable(url: str) -> SplitResult:
-    """Checked here, because the client's own errors quote the URL, password and all."""
-    try:
-        parts = urlsplit(url)
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError as exc:
-        raise _unreadable("its host or port is none (a password with one of / # ? @ must be percent-encoded)") from exc
-    if not parts.scheme or "://" not in url:
-        raise _unreadable("it has no scheme")
-    if parts.scheme not in SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise usage(f"--url: reliq serves no {parts.scheme}:// address; it serves {known}. Others: -b app:broker")
-    if not port_is_fine or parts.fragment or "@" in parts.path + parts.query:
-        raise _unreadable("a password with one of / # ? @ must be percent-encoded")
-    if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
-        raise _unreadable("what follows the host is not the number of a database")
-    return parts
-
-
-def _unreadable(why: str) -> click.UsageError:
-    return usage(f"--url cannot be read: {why}; write redis://[[USER]:PASSWORD@]HOST:PORT/DB")
 
 
 def _use_encoder(ctx: click.Context, settings: Settings) -> None:

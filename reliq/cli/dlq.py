@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,10 @@ def list_letters(ctx: click.Context, /, limit: int, **options: Any) -> None:
     from ..desk import letters
 
     selector = selector_from(options)
-    transport = connect(ctx)
-    found = letters.select(transport, selector)
-    page = islice(found, limit) if limit else found
-    shown = put_rows(ctx, (_shown(transport, letter) for letter in page), _LIST_COLUMNS, _LIST_SPARE)
+    transport = connect(ctx, every_queue=selector.queue is None)
+    with closing(letters.select(transport, selector)) as found:
+        page = islice(found, limit) if limit else found
+        shown = put_rows(ctx, (_shown(transport, letter) for letter in page), _LIST_COLUMNS, _LIST_SPARE)
     if not shown:
         _say_nothing_found(transport, selector)
     elif limit and shown == limit:
@@ -73,7 +74,7 @@ def show(ctx: click.Context, letter_id: str, queue: str | None) -> None:
     """One letter, whole, by its id or its message's."""
     from ..desk import letters
 
-    transport = connect(ctx)
+    transport = connect(ctx, every_queue=queue is None)
     shown = _shown(transport, letters.find(transport, letter_id, queue))
     put_object(ctx, shown, field_lines(_fields(shown)))
 
@@ -87,7 +88,7 @@ def show_groups(ctx: click.Context, /, **options: Any) -> None:
     from ..desk import groups
 
     selector = selector_from(options)
-    transport = connect(ctx)
+    transport = connect(ctx, every_queue=selector.queue is None)
     if not put_rows(ctx, groups.groups(transport, selector), _GROUP_COLUMNS, _GROUP_SPARE):
         _say_nothing_found(transport, selector)
 
@@ -100,7 +101,8 @@ def count(ctx: click.Context, /, **options: Any) -> None:
     """How many letters there are."""
     from ..desk import letters
 
-    number = letters.count(connect(ctx), selector_from(options))
+    selector = selector_from(options)
+    number = letters.count(connect(ctx, every_queue=selector.queue is None), selector)
     put_value(ctx, {"count": number}, number)
 
 
@@ -188,11 +190,7 @@ def _preview(body_base64: str) -> str | None:
 
 def _say_nothing_found(transport: Transport[Any], selector: Selector) -> None:
     """Nothing matched: if that may be a slip of the pen, say so."""
-    from ..desk.selector import near
+    from ..desk.queues import unknown_queue
 
-    queue = selector.queue
-    known = transport.queue_names() if queue is not None else []
-    if queue is not None and queue not in known:
-        say(f"there is no queue {queue!r}{near(queue, known)}")
-    else:
-        say("no dead letters" if selector.is_empty else "no dead letters match")
+    unknown = unknown_queue(transport, selector.queue) if selector.queue is not None else None
+    say(unknown or ("no dead letters" if selector.is_empty else "no dead letters match"))

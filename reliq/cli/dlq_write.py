@@ -32,8 +32,8 @@ _everything = click.option("--all", "everything", is_flag=True, help="Every lett
 def replay(ctx: click.Context, /, everything: bool, yes: bool, dry_run: bool, **options: Any) -> None:
     """Run the messages of letters again, with all their retries; the letters go.
 
-    At-least-once: what a message had done before it died it may do again. Each letter moves in one step, so that an
-    interrupted replay loses nothing: run it again, and it goes on with the rest.
+    At-least-once: what a message had done before it died it may do again. A letter is removed when its message is
+    stored, so that an interrupted replay loses nothing: run it again, and it goes on with the rest.
     """
     from ..desk import replay as desk
 
@@ -78,9 +78,9 @@ def _write(
     if selector.is_empty and not everything:
         # Before anything is asked of the broker.
         desk.refuse_everything()
-    transport = connect(ctx)
+    transport = connect(ctx, every_queue=selector.queue is None)
     planned = desk.plan(transport, selector, everything=everything)
-    _say_plan(action, planned)
+    _say_plan(action, transport, planned)
     if dry_run or not planned.matched:
         _put(ctx, {"matched": planned.matched, "done": 0, "failed": 0})
         ctx.exit(FAILURE if planned.unknown else 0)
@@ -121,13 +121,16 @@ def _act(
     return outcome
 
 
-def _say_plan(action: str, planned: Plan) -> None:
+def _say_plan(action: str, transport: Transport[Any], planned: Plan) -> None:
     from ..desk.letters import unknown_letter
+    from ..desk.queues import unknown_queue
 
     for wanted in planned.unknown:
         say(unknown_letter(wanted, planned.selector.queue))
     if not planned.matched:
-        say(f"nothing to {action}: no dead letters match")
+        queue = planned.selector.queue
+        unknown = unknown_queue(transport, queue) if queue is not None else None
+        say(f"nothing to {action}: {unknown or 'no dead letters match'}")
         return
     say(f"{action}: {_letters(planned.matched)}")
     rows = planned.counts.most_common(_LINES)

@@ -65,7 +65,17 @@ def as_click_error(exc: BaseException) -> click.ClickException | None:
     if isinstance(exc, SelectorError):
         return usage(str(exc))
     if isinstance(exc, BrokerConnectionError):
-        return Failure(f"the broker did not do it: {str(exc).rstrip('.')}. Is it running, and is this its address?")
+        ask = "" if _has_answered(exc) else " Is it running, and is this its address?"
+        return Failure(f"the broker did not do it: {str(exc).rstrip('.')}.{ask}")
     if isinstance(exc, (LetterError, NotSupported, OptionError, WiringError, ActorNotFound)):
         return Failure(str(exc))
     return None
+
+
+def _has_answered(exc: BaseException | None) -> bool:
+    """Whether it is the broker's own answer, by the code that a transport or its client has kept of it."""
+    while exc is not None:
+        if isinstance(code := getattr(exc, "code", None), int) and code >= 400:
+            return True
+        exc = exc.__cause__
+    return False

@@ -26,6 +26,7 @@ class Settings:
     broker: str | None = None
     url: str | None = None
     namespace: str | None = None
+    management_url: str | None = None
     encoder: str | None = None
     output: str = "table"
 
@@ -50,8 +51,11 @@ def global_options(command: F) -> F:
     for add in reversed(
         (
             _option("-b", "--broker", metavar="APP:BROKER", help="The application's broker, as dramatiq takes it."),
-            _option("--url", metavar="URL", help="A broker's address instead: redis://HOST:PORT/DB."),
+            _option(
+                "--url", metavar="URL", help="Its address instead: redis://HOST/DB, amqp://USER:PASSWORD@HOST/VHOST."
+            ),
             _option("--namespace", metavar="NAME", help="With --url: the namespace on Redis (dramatiq)."),
+            _option("--management-url", metavar="URL", help="With RabbitMQ: its management API, which lists queues."),
             _option("--encoder", metavar="MODULE:NAME", help="The encoder of the bodies, where it is not JSON."),
             _option("-o", "--output", type=click.Choice(FORMS), help="The form of the output (table)."),
         )

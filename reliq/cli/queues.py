@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,22 +34,36 @@ def _column(name: str) -> Column:
     return name, lambda row: row[name]
 
 
+#: Queues of reliq's own that the broker may list.
+_CATCHERS = "reliq."
 _KEYS = ("queue", "ready", "unacked", "delayed", "dead", "oldest_age", "consumers", "paused")
 _LIST_COLUMNS = tuple(map(_column, _KEYS))
 _DRAIN_COLUMNS = tuple(map(_column, ("queue", "delays", "letters")))
 
 
 @click.command("list")
+@click.option("--queue", "names", multiple=True, metavar="NAME", help="This queue only; may be repeated.")
 @global_options
 @click.pass_context
-def list_queues(ctx: click.Context) -> None:
+def list_queues(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Queues and what they hold.
 
     Ages are in seconds, of the oldest message that is ready; what a broker cannot tell is null (-).
     """
-    transport = connect(ctx)
-    if not put_rows(ctx, map(_row, map(transport.depth, transport.queue_names())), _LIST_COLUMNS):
+    transport = connect(ctx, every_queue=not names)
+    queues = _known(transport, names) if names else transport.queue_names()
+    if not put_rows(ctx, map(_row, map(transport.depth, queues)), _LIST_COLUMNS):
         say("no queues")
+
+
+def _known(transport: Transport[Any], names: Sequence[str]) -> list[str]:
+    """The names as they were given, each once. Raises a usage error for one that is no queue."""
+    from ..desk.queues import unknown_queue
+
+    for queue in names:
+        if (unknown := unknown_queue(transport, queue)) is not None:
+            raise usage(f"{unknown}; reliq queues list shows all")
+    return list(dict.fromkeys(names))
 
 
 def _row(depth: Any) -> dict[str, Any]:
@@ -88,6 +103,10 @@ _LETTERS_EXPIRE = (
     "plain Dramatiq deletes letters 7 days after their death (dead_message_ttl), those that are older at its next "
     "maintenance, and does not say so"
 )
+_LETTERS_EXPIRE_RABBITMQ = (
+    "the queues .XQ of plain Dramatiq keep a letter for 7 days from now (x-message-ttl); then RabbitMQ deletes it and "
+    "does not say so"
+)
 
 
 @click.command("drain")
@@ -116,14 +135,14 @@ def drain(
         raise usage("say where to: --to-stock gives delays and retries back to plain Dramatiq")
     if bool(names) == everything:
         raise usage("say which: --queue NAME, or --all for every queue" if not names else "--queue or --all, not both")
-    transport = connect(ctx)
-    chosen = list(dict.fromkeys(names)) if names else transport.queue_names()
+    transport = connect(ctx, every_queue=everything)
+    chosen = _known(transport, names) if names else transport.queue_names()
     _say_plan(transport, chosen, letters)
     if dry_run:
         put_rows(ctx, ({"queue": queue, "delays": 0, "letters": 0} for queue in chosen), _DRAIN_COLUMNS)
         return
     if letters:
-        say(f"careful: {_LETTERS_EXPIRE}")
+        say(f"careful: {_LETTERS_EXPIRE_RABBITMQ if transport.kind == 'rabbitmq' else _LETTERS_EXPIRE}")
     say("careful: every worker that runs with reliq must be stopped, and stay so")
     ask("Give them back to plain Dramatiq?", yes=yes)
     moved: list[_Moved] = []
@@ -153,15 +172,32 @@ def _drain_all(
 
 
 def _say_plan(transport: Transport[Any], queues: list[str], letters: bool) -> None:
-    from ..desk.selector import near
-
-    known = transport.queue_names()
     for queue in queues:
-        if queue not in known:
-            raise usage(f"there is no queue {queue!r}{near(queue, known)}; reliq queues list shows all")
         depth = transport.depth(queue)
-        more = f" and {depth.dead} dead letters" if letters else ""
-        say(f"queue {queue!r}: {depth.delayed} delays and retries{more} (what has that form already stays as it is)")
+        if queue.startswith(_CATCHERS):
+            say(f"queue {queue!r}: {depth.ready} messages whose queue is gone go back to it, it is declared anew")
+            continue
+        # A broker in which delays come to their queue by themselves counts none: said once, for all queues.
+        delays = "" if depth.delayed is None else f"{depth.delayed} delays and retries"
+        parts = [part for part in (delays, f"{depth.dead} dead letters" if letters else "") if part]
+        if parts:
+            say(f"queue {queue!r}: {' and '.join(parts)} (what has that form already stays as it is)")
+    _say_until(transport)
+
+
+def _say_until(transport: Transport[Any]) -> None:
+    """Where delays wait in the broker and need nobody: until when."""
+    delays_until = getattr(transport, "delays_until", None)
+    if delays_until is None:
+        return
+    until = delays_until()
+    if until is None:
+        say("no delays or retries wait in the broker")
+    else:
+        say(
+            f"delays and retries wait in the broker, until {until:%Y-%m-%dT%H:%M:%SZ} at the latest; they come to "
+            "their queues by themselves, whoever works on them. Keep what is called reliq.* there until then"
+        )
 
 
 def _drain_queue(transport: Transport[Any], moved: _Moved, letters: bool, ctrl_c: CtrlC) -> None:

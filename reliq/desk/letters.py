@@ -1,12 +1,14 @@
 """Read dead letters over one queue or all, oldest death first.
 
-Callers: the command line, `groups.py`, `replay.py`. Reading changes nothing.
+Callers: the command line, `groups.py`, `replay.py`. Reading changes nothing. Some brokers hold letters while they are
+read, so that nobody else can: whoever stops before the end of `select` closes it (`contextlib.closing`).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from typing import Any
 
 from ..errors import LetterError
@@ -15,18 +17,22 @@ from ..transport.base import Transport
 from .selector import Selector
 
 
-def select(transport: Transport[Any], selector: Selector) -> Iterator[DeadLetter]:
+def select(transport: Transport[Any], selector: Selector) -> Generator[DeadLetter, None, None]:
     """The letters that are meant, oldest death first over all queues. Raises `BrokerConnectionError`."""
-    if selector.ids:
-        found, _ = look_up(transport, selector)
-        return iter(found)
+    if selector.ids and _has_index(transport):
+        yield from look_up(transport, selector)[0]
+        return
     chosen = selector.frozen()
-    every = (transport.dead_letters(queue) for queue in queues_of(transport, selector))
-    return (letter for letter in heapq.merge(*every, key=_death) if chosen.matches(letter))
+    with closing(_every(transport, selector)) as every:
+        for letter in every:
+            if chosen.matches(letter):
+                yield letter
 
 
 def look_up(transport: Transport[Any], selector: Selector) -> tuple[list[DeadLetter], tuple[str, ...]]:
     """The letters with the selector's ids that match it otherwise, oldest death first; and the ids that name none."""
+    if not _has_index(transport):
+        return _read_for(transport, selector)
     found: dict[tuple[str, str, str], DeadLetter] = {}
     unknown = []
     for wanted in selector.ids:
@@ -36,6 +42,35 @@ def look_up(transport: Transport[Any], selector: Selector) -> tuple[list[DeadLet
         elif selector.matches(letter):
             found[letter.queue, letter.source, letter.id] = letter
     return sorted(found.values(), key=_death), tuple(unknown)
+
+
+def _read_for(transport: Transport[Any], selector: Selector) -> tuple[list[DeadLetter], tuple[str, ...]]:
+    """The same where a letter is found by reading them all: once, however many ids there are."""
+    found: list[DeadLetter] = []
+    unknown = dict.fromkeys(selector.ids)
+    with closing(_every(transport, selector)) as every:
+        for letter in every:
+            for name in (letter.id, letter.message.message_id if letter.message is not None else None):
+                unknown.pop(name or "", None)
+            if selector.matches(letter):
+                found.append(letter)
+    return found, tuple(unknown)
+
+
+def _every(transport: Transport[Any], selector: Selector) -> Generator[DeadLetter, None, None]:
+    """All letters of the queues that are meant, oldest death first; each queue is let go at the end."""
+    with ExitStack() as stack:
+        readers = []
+        for queue in queues_of(transport, selector):
+            reader = transport.dead_letters(queue)
+            readers.append(reader)
+            if isinstance(reader, Generator):
+                stack.callback(reader.close)
+        yield from heapq.merge(*readers, key=_death)
+
+
+def _has_index(transport: Transport[Any]) -> bool:
+    return getattr(transport, "has_letter_index", True)
 
 
 def find(transport: Transport[Any], letter_id: str, queue: str | None = None) -> DeadLetter:

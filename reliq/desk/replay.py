@@ -3,9 +3,10 @@
 Callers: the command line (later `reliq.Desk` and the web desk). An operation has two passes: `plan` reads and counts,
 `replay` or `discard` does what was planned.
 
-Guarantee: each letter moves in one step of the broker, so that a killed operation has lost nothing and doubled
-nothing, and running it again goes on with the rest. It ends: letters that die while it runs, of its own replays too,
-are not touched.
+Guarantee: a killed operation has lost nothing, and running it again goes on with the rest. On Redis each letter moves
+in one step, so that nothing is doubled either; on RabbitMQ the message is confirmed before its letter is removed, and
+the one letter between the two is replayed again. It ends: letters that die while it runs, of its own replays too, are
+not touched.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -170,16 +172,19 @@ def _times_replayed(record: Record) -> int:
 def _run(
     transport: Transport[Any], planned: Plan, watch: Watch, outcome: Outcome, act: Callable[[DeadLetter], bool]
 ) -> Outcome:
+    if not planned.matched:
+        return outcome
     try:
-        for letter in select(transport, planned.selector) if planned.matched else ():
-            if outcome.tried >= planned.matched or (letter.died_at_ms or 0) > planned.newest_ms:
-                break
-            if _sent_by(outcome.id, letter):
-                continue
-            _move(letter, watch, outcome, act)
-            if not watch.after_each(outcome) and outcome.tried < planned.matched:
-                outcome.stopped = True
-                break
+        with closing(select(transport, planned.selector)) as letters:
+            for letter in letters:
+                if outcome.tried >= planned.matched or (letter.died_at_ms or 0) > planned.newest_ms:
+                    break
+                if _sent_by(outcome.id, letter):
+                    continue
+                _move(letter, watch, outcome, act)
+                if not watch.after_each(outcome) and outcome.tried < planned.matched:
+                    outcome.stopped = True
+                    break
     except BrokerConnectionError as exc:
         outcome.error = exc
     return outcome

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from reliq.cli import main
-from reliq.testing import RedisServer
+from tests.desk import morgues
 from tests.desk.support import Morgue
 
 
@@ -63,10 +63,9 @@ class Cli:
 
 
 @pytest.fixture
-def morgue(shared_redis: RedisServer, namespace: str) -> Iterator[Morgue]:
-    made = Morgue(shared_redis.url, namespace)
-    yield made
-    made.close()
+def morgue(request: pytest.FixtureRequest) -> Iterator[Morgue]:
+    """On Redis, or where the test's mark says (`tests/desk/morgues.py`)."""
+    yield from morgues.opened(request)
 
 
 @pytest.fixture
@@ -77,17 +76,17 @@ def bare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, morgue: Morgue) -> Cli:
-    """On the test's namespace, by `--url`."""
-    return Cli(capsys, monkeypatch, "--url", morgue.url, "--namespace", morgue.namespace)
+    """On the test's place, by `--url`."""
+    return Cli(capsys, monkeypatch, *morgue.options)
 
 
 APP = """
 {before}
 import dramatiq, reliq
-from dramatiq.brokers.redis import RedisBroker
+{imports}
 
 print("an application that talks while it is imported")
-broker = RedisBroker(url={url!r}, namespace={namespace!r})
+broker = {broker}
 reliq.install(broker{install})
 dramatiq.set_broker(broker)
 
@@ -118,7 +117,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, morgue: Morgue) -> Make
 
     def make(*, before: str = "", install: str = "", more: str = "") -> str:
         name = f"app_{uuid.uuid4().hex[:8]}"
-        text = APP.format(url=morgue.url, namespace=morgue.namespace, before=before, install=install, more=more)
+        imports, broker = morgue.code
+        text = APP.format(imports=imports, broker=broker, before=before, install=install, more=more)
         (tmp_path / f"{name}.py").write_text(text)
         return name
 

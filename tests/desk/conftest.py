@@ -1,15 +1,14 @@
-"""A namespace of its own for each test of the desk."""
+"""A place of its own on a broker for each test of the desk."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from reliq.testing import RedisServer
+from tests.desk import morgues
 from tests.desk.support import Morgue
 
 
 @pytest.fixture
-def morgue(shared_redis: RedisServer, namespace: str) -> Iterator[Morgue]:
-    made = Morgue(shared_redis.url, namespace)
-    yield made
-    made.close()
+def morgue(request: pytest.FixtureRequest) -> Iterator[Morgue]:
+    """On Redis, or where the test's mark says (`tests/desk/morgues.py`)."""
+    yield from morgues.opened(request)

@@ -1,9 +1,11 @@
-"""Letters of every origin, put into a real Redis, for the tests of the desk and of the command line."""
+"""Letters of every origin, put into a real broker, for the tests of the desk and of the command line."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 from dramatiq.brokers.redis import RedisBroker
@@ -12,6 +14,7 @@ from dramatiq.message import Message
 from reliq.message.letter import death
 from reliq.message.record import Record, with_record
 from reliq.message.verdict import Failure, Reason
+from reliq.transport.base import Transport
 from reliq.transport.delivered import Unreadable
 from reliq.transport.redis.items import store_arguments
 from reliq.transport.settlement import Bury
@@ -21,18 +24,18 @@ from reliq.wiring import attach
 HOUR_MS = 3_600_000
 
 
-class Morgue:
-    """One namespace of a Redis, its transport, and ways to put letters into it. Deaths are a second apart, the first
-    one an hour ago, unless `died_at_ms` says otherwise."""
+class Morgue(ABC):
+    """A place of its own on a broker, its transport, and ways to put letters into it. Deaths are a second apart, the
+    first one an hour ago, unless `died_at_ms` says otherwise."""
 
-    def __init__(self, url: str, namespace: str) -> None:
-        self.url = url
-        self.namespace = namespace
-        self.broker = RedisBroker(url=url, namespace=namespace, middleware=[])
-        self.transport = attach(self.broker)
-        self.client = self.broker.client
-        # The first call of a script is two requests: tests that count requests want it behind them.
-        self.transport.sender.raw("letters", ["discard", "reliq", "none", "none"])
+    #: The options that lead the command line here.
+    options: tuple[str, ...]
+    #: Python that makes a broker for here: an import, and a constructor.
+    code: tuple[str, str]
+    url: str
+    transport: Transport[Any]
+
+    def __init__(self) -> None:
         self._clock_ms = int(time.time() * 1000) - HOUR_MS
 
     def letter(
@@ -58,9 +61,9 @@ class Morgue:
             queue=queue,
             attempts=1,
             failure=failure,
-            broker="redis",
+            broker=self.transport.kind,
             version=version,
-            died_at_ms=died_at_ms or self._tick(),
+            died_at_ms=died_at_ms or self.tick(),
         )
         kept = message.asdict() | {"options": with_record(message.options, record) | {"retries": 1, "traceback": "x"}}
         buried: Message[Any] = Message(**kept)
@@ -69,26 +72,75 @@ class Morgue:
     def raw(self, body: bytes, queue: str = "default") -> str:
         """One of reliq's whose body cannot be read."""
         bury = bury_raw(self.transport, queue, body, Unreadable("malformed", "the body cannot be decoded: it is junk"))
-        bury.dead["died_at"] = self._tick()
-        return self.put(bury)
+        bury.dead["died_at"] = self.tick()
+        return self.put(dataclasses.replace(bury, meta=json.dumps(bury.dead).encode()))
+
+    def tick(self) -> int:
+        """The time of the next death."""
+        self._clock_ms += 1_000
+        return self._clock_ms
+
+    @abstractmethod
+    def put(self, bury: Bury) -> str:
+        """Store a letter; returns its id."""
+
+    @abstractmethod
+    def stock(self, *args: Any, actor: str = "charge", queue: str = "default", body: bytes | None = None) -> str:
+        """One of plain Dramatiq's; returns its id."""
+
+    @abstractmethod
+    def queued(self, queue: str = "default") -> list[dict[str, Any]]:
+        """The messages that are ready on a queue, decoded, in order."""
+
+    @abstractmethod
+    def dump(self) -> dict[Any, Any]:
+        """All that lies here: equal dumps mean that nothing was changed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class RedisMorgue(Morgue):
+    """A namespace on a Redis."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        super().__init__()
+        self.url = url
+        self.namespace = namespace
+        self.options = ("--url", url, "--namespace", namespace)
+        self.code = (
+            "from dramatiq.brokers.redis import RedisBroker",
+            f"RedisBroker(url={url!r}, namespace={namespace!r})",
+        )
+        self.broker = RedisBroker(url=url, namespace=namespace, middleware=[])
+        self.transport: Any = attach(self.broker)
+        self.client = self.broker.client
+        # The first call of a script is two requests: tests that count requests want it behind them.
+        self.transport.sender.raw("letters", ["discard", "reliq", "none", "none"])
+
+    def put(self, bury: Bury) -> str:
+        """By the script that settles."""
+        self.transport.sender.raw("publish", store_arguments([bury]))
+        return str(bury.dead["id"])
 
     def stock(self, *args: Any, actor: str = "charge", queue: str = "default", body: bytes | None = None) -> str:
-        """One of plain Dramatiq's."""
+        """In the form of its own script."""
         message: Message[Any] = Message(queue, actor, args, {}, {"retries": 20, "traceback": "Traceback: old"})
         stored_as = f"stock-{message.message_id}"
         message = message.copy(options={"redis_message_id": stored_as})
         key = f"{self.namespace}:{queue}.XQ"
         self.client.hset(f"{key}.msgs", stored_as, message.encode() if body is None else body)
-        self.client.zadd(key, {stored_as: self._tick()})
+        self.client.zadd(key, {stored_as: self.tick()})
         return stored_as
 
     def queued(self, queue: str = "default") -> list[dict[str, Any]]:
-        """The messages that are ready on a queue, decoded, in order."""
+        """From the list and the hash."""
         key = f"{self.namespace}:{queue}"
         return [json.loads(self.client.hget(f"{key}.msgs", one)) for one in self.client.lrange(key, 0, -1)]
 
     def dump(self) -> dict[bytes, Any]:
-        """Every key of the namespace with its value: equal dumps mean that nothing was changed."""
+        """Every key of the namespace with its value."""
         keys = sorted(self.client.keys(f"{self.namespace}:*"))
         return {key: self.client.dump(key) for key in keys}
 
@@ -97,12 +149,3 @@ class Morgue:
         if keys := self.client.keys(f"{self.namespace}:*"):
             self.client.delete(*keys)
         self.transport.disconnect()
-
-    def put(self, bury: Bury) -> str:
-        """Store a letter; returns its id."""
-        self.transport.sender.raw("publish", store_arguments([bury]))
-        return str(bury.dead["id"])
-
-    def _tick(self) -> int:
-        self._clock_ms += 1_000
-        return self._clock_ms

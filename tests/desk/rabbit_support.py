@@ -1,0 +1,93 @@
+"""Letters of every origin in a vhost of a real RabbitMQ, for the tests of the desk and of the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from datetime import datetime, timezone
+from typing import Any
+
+import pika
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.message import Message
+
+from reliq.testing.rabbitmq_api import RabbitmqApi
+from reliq.transport.rabbitmq.frames import letter_frame
+from reliq.transport.settlement import Bury
+from reliq.wiring import attach
+from tests.desk.support import Morgue
+
+
+class RabbitMorgue(Morgue):
+    """A vhost on a RabbitMQ."""
+
+    def __init__(self, server: RabbitmqApi, vhost: str) -> None:
+        super().__init__()
+        self.server = server
+        self.vhost = vhost
+        self.url = server.url(vhost)
+        self.options = ("--url", self.url, "--management-url", server.management_url)
+        self.code = (
+            "from dramatiq.brokers.rabbitmq import RabbitmqBroker",
+            f"RabbitmqBroker(url={self.url!r})",
+        )
+        self.broker = RabbitmqBroker(url=self.url, middleware=[])
+        self.transport: Any = attach(self.broker)
+        self.transport.use_management(server.management_url)
+        self._connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        self.channel = self._connection.channel()
+        self.channel.confirm_delivery()
+        self._twins: Counter[tuple[str, str]] = Counter()
+
+    def put(self, bury: Bury) -> str:
+        """As a settle publishes it."""
+        frame = letter_frame(bury, self.transport.declared.dead(bury.queue))
+        self.channel.basic_publish(frame.exchange, frame.routing_key, frame.body, frame.properties, mandatory=True)
+        return str(bury.dead["id"])
+
+    def stock(self, *args: Any, actor: str = "charge", queue: str = "default", body: bytes | None = None) -> str:
+        """As the broker moves it, its header of the death written by hand: the broker's own would say now."""
+        message: Message[Any] = Message(queue, actor, args, {}, {"retries": 20, "traceback": "Traceback: old"})
+        body = message.encode() if body is None else body
+        died_at = datetime.fromtimestamp(self.tick() // 1000, timezone.utc)
+        death = {"count": 1, "exchange": "", "queue": queue, "reason": "rejected", "routing-keys": [queue]}
+        self.transport.declared.queue(queue)
+        self.channel.basic_publish(
+            "",
+            f"{queue}.XQ",
+            body,
+            pika.BasicProperties(delivery_mode=2, headers={"x-death": [{**death, "time": died_at}]}),
+            mandatory=True,
+        )
+        digest = hashlib.sha256(body).hexdigest()[:16]
+        self._twins[queue, digest] += 1
+        twin = self._twins[queue, digest]
+        return digest if twin == 1 else f"{digest}-{twin}"
+
+    def queued(self, queue: str = "default") -> list[dict[str, Any]]:
+        """Taken and given back."""
+        return [json.loads(body) for _, _, body in self.lying(queue)]
+
+    def dump(self) -> dict[str, list[tuple[str, Any, bytes]]]:
+        """What every queue of the vhost holds, in order, with its properties."""
+        names = sorted(queue["name"] for queue in self.server.queues(self.vhost))
+        return {name: found for name in names if (found := self.lying(name))}
+
+    def lying(self, queue: str) -> list[tuple[str, Any, bytes]]:
+        """(routing key, headers, body) of what is ready, in order; given back."""
+        channel, found = self._connection.channel(), []
+        try:
+            while (got := channel.basic_get(queue))[0] is not None:
+                found.append((got[0].routing_key, got[1].headers, got[2]))
+        except pika.exceptions.ChannelClosedByBroker as exc:
+            if exc.reply_code != 404:
+                raise
+            return []
+        channel.close()
+        return found
+
+    def close(self) -> None:
+        """The vhost is its fixture's."""
+        self._connection.close()
+        self.transport.disconnect()
