@@ -15,6 +15,7 @@ from dramatiq.middleware import Middleware
 
 from reliq.testing import RabbitmqServer
 from reliq.transport.base import Depth
+from reliq.transport.rabbitmq.control import Step
 from reliq.transport.rabbitmq.publisher import Publisher
 from reliq.transport.rabbitmq.settler import Settler
 from reliq.transport.rabbitmq.subscription import Subscription
@@ -111,12 +112,24 @@ class RabbitMaker(Maker):
         """The transport's, and the delays counted one by one on the ladder."""
         depth = self._transport(broker).depth(queue_name)
         transport = self._transport(broker)
-        delayed = len(self._peek(broker, queue_name + ".DQ"))
-        for kind in transport.declared._ladders:
-            for level in transport.desk._levels_in_use(Ladder(kind)):
-                delayed += sum(target_of(level, key) == queue_name for key, _ in self._peek(broker, level))
+        levels = [level for kind in transport.declared._ladders for level in Ladder(kind).levels()]
+        looks = transport.desk._look_at(*levels, f"{queue_name}.DQ") if levels else []
+        delayed = sum(look.message_count for look in looks if look is not None)
+        if delayed and len(transport.declared_queues()) > 1:
+            # Others may have delays as well: each message's key says whose it is.
+            keys = [key for level in levels for key, _ in self._peek(broker, level)]
+            delayed = sum(target_of("reliq.delay.", key) == queue_name for key in keys)
         unacked = 0 if depth.unacked is None else depth.unacked
         return Depth(queue_name, depth.ready, unacked, delayed, depth.dead, depth.oldest_age_ms, depth.consumers)
+
+    def empty(self, broker: Broker, queue_name: str) -> None:
+        """All of it, in one round."""
+        transport = self._transport(broker)
+        levels = [level for kind in transport.declared._ladders for level in Ladder(kind).levels()]
+        transport.intake.drop_waiting(queue_name, 5)
+        transport.ask([Step("queue_purge", {"queue": name}) for name in (*levels, queue_name)])
+        if transport.has_queue(f"{queue_name}.dead"):
+            transport.ask([Step("queue_purge", {"queue": f"{queue_name}.dead"})])
 
     def _peek(self, broker: Broker, queue_name: str) -> list[tuple[str, bytes]]:
         """(routing key, body) of what is ready; given back."""

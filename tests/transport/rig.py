@@ -67,6 +67,10 @@ class Maker(ABC):
         assert found is not None
         return found.depth(queue_name)
 
+    def empty(self, broker: Broker, queue_name: str) -> None:
+        """Drop all that a queue has."""
+        broker.flush(queue_name)
+
     @abstractmethod
     def promote(self, broker: Broker, queue_name: str) -> None:
         """Do what a worker does with due delays, once, now."""

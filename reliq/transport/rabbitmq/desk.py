@@ -254,16 +254,19 @@ class RabbitDesk:
 
     # -- what is unrouted, and leaving -------------------------------------------------------------------------------
 
-    def drain_unrouted(self, known: Callable[[str], bool]) -> int:
-        """Give what lost its queue to the queue of that name, which is declared again. What is not `known` is left."""
-        moved = 0
+    def drain_unrouted(self, known: Callable[[str], bool]) -> tuple[int, int]:
+        """Give what lost its queue to the queue of that name, which is declared again. What is not `known` is left.
+        Returns how many were moved and left."""
+        moved = left = 0
         for ladder in (Ladder("classic"), Ladder("quorum")):
             if not self._ready(ladder.unrouted):
                 continue
             with Reading(self._transport.broker.parameters, ladder.unrouted) as reading:
                 while (arrival := reading.take()) is not None:
                     queue_name = target_of(arrival.exchange, arrival.routing_key)
-                    if known(queue_name):
+                    if not known(queue_name):
+                        left += 1
+                    else:
                         self._transport.declared.forget(queue_name)
                         exchange, key = "", queue_name
                         if arrival.exchange == topology.DEAD_EXCHANGE:
@@ -274,13 +277,13 @@ class RabbitDesk:
                         self._publish(Frame(exchange, key, arrival.body, user_properties(arrival.properties)))
                         reading.remove(arrival.tag)
                         moved += 1
-        return moved
+        return moved, left
 
     def to_stock(self, queue_name: str, *, letters: bool) -> Iterator[int]:
         """What is unrouted; delays end on the plain queue by themselves. Letters go to `.XQ`, where plain Dramatiq
         deletes them after 7 days."""
         caught = queue_name in (Ladder("classic").unrouted, Ladder("quorum").unrouted)
-        moved = self.drain_unrouted(lambda name: caught or name == queue_name)
+        moved, _ = self.drain_unrouted(lambda name: caught or name == queue_name)
         if moved:
             yield moved
         if not letters:

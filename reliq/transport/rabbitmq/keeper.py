@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .transport import RabbitTransport
 
 DRAIN_EVERY_S = 3.0
+#: How long unrouted messages of queues that this worker does not know are let alone.
+LEAVE_FOR_S = 30.0
 EXPIRE_EVERY_S = 60.0
 
 
@@ -30,7 +32,7 @@ class Keeper:
         self._worker = worker
         self._logger = get_logger(__name__, type(self))
         self._stopping = threading.Event()
-        self._expire_at = 0.0
+        self._drain_at = self._expire_at = 0.0
         self._thread = threading.Thread(target=self._run, name="reliq-keeper", daemon=True)
 
     def start(self) -> None:
@@ -56,8 +58,12 @@ class Keeper:
         """Do what is due at `mono` (seconds). Raises `ConnectionClosed`."""
         transport = self._transport
         queues = set(transport.declared_queues())
-        if moved := transport.desk.drain_unrouted(queues.__contains__):
-            self._logger.warning("%d messages whose queue was gone are back in their queues.", moved)
+        if mono >= self._drain_at:
+            moved, left = transport.desk.drain_unrouted(queues.__contains__)
+            if moved:
+                self._logger.warning("%d messages whose queue was gone are back in their queues.", moved)
+            # What belongs to nobody here is looked at less often: each look moves it about in the broker.
+            self._drain_at = mono + (LEAVE_FOR_S if left and not moved else 0.0)
         retention_ms = transport.letters.retention_ms
         if retention_ms is not None and mono >= self._expire_at:
             for queue_name in sorted(queues):

@@ -7,6 +7,7 @@ connection that is lost is opened again, with a jittered pause, until `stop`; no
 
 from __future__ import annotations
 
+import atexit
 import copy
 import logging
 import os
@@ -14,6 +15,7 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -71,6 +73,7 @@ class Link:
     def start(self) -> None:
         """Start the thread, which connects."""
         _quieten_pika()
+        _links.add(self)
         self._ioloop.add_callback_threadsafe(self._connect)
         self._thread.start()
 
@@ -211,6 +214,25 @@ def _quieten_pika() -> None:
         if name.startswith("pika."):
             # A second time changes nothing.
             logging.getLogger(name).addFilter(_ours_is_told)
+
+
+#: Links of this process that are closed in order when it ends, so that the server need not call them lost.
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_links() -> None:
+    for link in list(_links):
+        link.stop(0.5)
+
+
+def _leave_links() -> None:
+    """A fork has its parent's links in its memory, and neither their threads nor any business with their sockets."""
+    _links.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_links)
 
 
 def prepared(parameters: Any, name: str, heartbeat_s: float) -> list[Any]:

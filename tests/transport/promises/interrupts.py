@@ -101,7 +101,7 @@ def strike_each_line(stage: Stage, outcome: str, switch_on: Callable[[Hand, Stri
             wrong.append(f"{target}: {exc!r} reached the thread; {stage.counts()}")
         release_ending()
         hand.consumer.requeue([message])
-        stage.broker.flush("default")
+        stage.maker.empty(stage.broker, "default")
         return striker
 
     logging.disable(logging.CRITICAL)  # a traceback for each
