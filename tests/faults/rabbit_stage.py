@@ -64,6 +64,7 @@ class RabbitStage:
         self._make_workers = make_workers
         self._producer: RabbitmqBroker | None = None
         self._opened: list[RabbitmqBroker] = []
+        self._twins: list[RabbitStage] = []
 
     def __enter__(self) -> RabbitStage:
         return self
@@ -72,6 +73,23 @@ class RabbitStage:
         for broker in self._opened:
             with contextlib.suppress(Exception):  # some tests leave them with a server that is gone
                 close(broker)
+        for twin in self._twins:
+            twin.__exit__()
+            for group in twin.groups:
+                group.kill()
+            with contextlib.suppress(ApiError):
+                self.server.delete_vhost(twin.vhost)
+
+    def twin(self, *, confirm: bool = False) -> RabbitStage:
+        """A stage of plain Dramatiq on a vhost of its own, on the same server and behind the same proxy: what happens
+        to one happens to both."""
+        vhost = f"{self.vhost}-plain"
+        self.server.add_vhost(vhost)
+        log = RunLog(self.log.path.with_suffix(".plain.jsonl"))
+        twin = RabbitStage(self.server, vhost, self.proxy, self._make_workers, log)
+        twin.mode, twin.confirm = "plain", confirm
+        self._twins.append(twin)
+        return twin
 
     @property
     def node(self) -> RabbitmqServer:

@@ -1,0 +1,176 @@
+"""Workers on RabbitMQ whose connections are refused, cut or gone deaf, or whose broker takes no messages: a failed task
+is acked only when its retry is stored, so nothing is lost, and the same process goes on afterwards.
+
+Plain Dramatiq acks whatever became of the retry, and counts what it wrote into a socket as stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from dramatiq.errors import ConnectionClosed
+
+from reliq.testing import WorkerGroup
+from tests.faults.rabbit_stage import RabbitStage
+from tests.faults.stage import SLACK, extra_runs, message, stranded
+
+#: s after the end of an outage within which all must be done.
+TARGET_S = 20
+SEND_TIMEOUT_S = 3.0
+N = 40
+
+
+def took_since(stage: RabbitStage, mono: float) -> float:
+    """Seconds from `mono` to the last thing that a task wrote."""
+    last = max(entry.at for entry in stage.log.entries())
+    return max(0.0, last - (time.time() - (time.monotonic() - mono)))
+
+
+def same_process(group: WorkerGroup, pid: int) -> bool:
+    return group.alive and group.worker_pids == [pid]
+
+
+# -- no connection can be opened -------------------------------------------------------------------------------------
+
+
+def test_no_retry_is_lost_when_no_connection_can_be_opened(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None]
+) -> None:
+    """faults.md row 9: the vhost's connection limit is reached for 6 s once the consumers are up: 40 flaky(1) are done.
+
+    Plain Dramatiq's threads open a connection each to publish, in vain: 40 of 40 lost.
+    """
+    stage, plain = rabbit_stage, rabbit_stage.twin()
+    for each in (stage, plain):
+        each.workers()
+        each.send("work", [1_000])  # so that the sender's connection is open
+        stage.server.limit_connections(each.vhost, 1)
+        each.send("flaky", range(N))
+    time.sleep(6)  # sleep-ok: the length of the fault
+    for each in (stage, plain):
+        stage.server.limit_connections(each.vhost, None)
+    counted = stage.finish(list(range(N)), TARGET_S * SLACK)
+    counted_plain = plain.give_up(list(range(N)), quiet=2, timeout=TARGET_S)
+    figure(f"{counted} extra runs {extra_runs(counted)}; plain: {counted_plain}")
+    assert (counted.done, counted.lost, stranded(counted), counted.twice, counted.fails) == (N, 0, 0, 0, N)
+    assert counted_plain.lost >= N // 2
+
+
+def test_workers_cut_off_while_no_connection_can_be_opened_go_on_afterwards(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None]
+) -> None:
+    """The same with every connection of the worker cut, so that it has none for 4 s: all are done by the same process.
+    A process that wants to send meanwhile is told why it cannot, in time."""
+    stage = rabbit_stage
+    group = stage.workers()
+    pid = group.worker_pid
+    keys = stage.send("flaky", range(N), seconds=0.1)
+    assert stage.log.wait_for("fail", 4)
+    stage.server.limit_connections(stage.vhost, 1)
+    stage.proxy.cut()
+    began = time.monotonic()
+    with pytest.raises(ConnectionClosed, match="not stored.*connection limit"):
+        stage.broker(send_timeout=2_000).enqueue(message("work", 1_000))
+    took_s = time.monotonic() - began
+    time.sleep(max(0.0, 4 - took_s))  # sleep-ok: the length of the fault
+    stage.server.limit_connections(stage.vhost, None)
+    over = time.monotonic()
+    counted = stage.finish(keys, TARGET_S * SLACK)
+    took = took_since(stage, over)
+    figure(
+        f"{counted} extra runs {extra_runs(counted)}, done {took:.1f} s afterwards; a send was told in {took_s:.1f} s"
+    )
+    assert (counted.done, counted.lost, stranded(counted)) == (N, 0, 0)
+    assert same_process(group, pid)
+    assert took <= TARGET_S * SLACK
+    assert took_s <= SEND_TIMEOUT_S
+
+
+# -- the broker takes no messages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "confirm"),
+    [
+        (5, False),
+        pytest.param(14, False, marks=pytest.mark.full),
+        pytest.param(14, True, marks=pytest.mark.full),
+    ],
+)
+def test_no_retry_is_lost_when_the_broker_dies_out_of_memory(
+    mortal_rabbit_stage: RabbitStage, figure: Callable[[object], None], seconds: float, confirm: bool
+) -> None:
+    """faults.md row 10: a memory alarm holds while tasks fail, and after 14 s the node is killed (-9): 40 flaky(1) are
+    done when it is back.
+
+    Plain Dramatiq, confirms off: 40 lost, without a line in the log. On: up to 4 lost.
+    """
+    stage, plain = mortal_rabbit_stage, mortal_rabbit_stage.twin(confirm=confirm)
+    for each in (stage, plain):
+        each.send("flaky", range(N))
+    stage.node.alarm_memory()
+    groups = [each.workers(direct=True) for each in (stage, plain)]  # consumes, although it may not publish
+    assert stage.log.wait_for("fail", 4)
+    assert plain.log.wait_for("fail", 4)
+    time.sleep(seconds)  # sleep-ok: the length of the alarm
+    stage.node.restart()
+    over = time.monotonic()
+    counted = stage.finish(list(range(N)), TARGET_S * SLACK)
+    took = took_since(stage, over)
+    counted_plain = plain.give_up(list(range(N)), quiet=10 if confirm else 2, timeout=TARGET_S * SLACK)
+    figure(f"{counted} extra runs {extra_runs(counted)}, done {took:.1f} s after the restart; plain: {counted_plain}")
+    assert (counted.done, counted.lost, stranded(counted)) == (N, 0, 0)
+    assert all(group.alive for group in groups[:1])
+    assert took <= TARGET_S * SLACK
+    if not confirm:
+        assert counted_plain.lost > 0
+
+
+# -- the line ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["stalled", "blackholed"])
+def test_a_worker_whose_line_goes_dead_recovers(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None], how: str
+) -> None:
+    """Nothing comes through either way for three leases, connections to publish and to consume included: both sides
+    give the connections up; when the line is back, so is the same worker, and all are done."""
+    stage = rabbit_stage
+    group = stage.workers(delivery={"lease": 2_000})
+    pid = group.worker_pid
+    keys = stage.send("flaky", range(N), seconds=0.1)
+    assert stage.log.wait_for("fail", 4)
+    (stage.proxy.stall if how == "stalled" else stage.proxy.blackhole)()
+    time.sleep(6)  # sleep-ok: the length of the fault
+    stage.proxy.heal()
+    over = time.monotonic()
+    counted = stage.finish(keys, TARGET_S * SLACK)
+    took = took_since(stage, over)
+    figure(f"{how}: {counted} extra runs {extra_runs(counted)}, done {took:.1f} s afterwards")
+    assert (counted.done, counted.lost, stranded(counted)) == (N, 0, 0)
+    assert same_process(group, pid)
+    assert took <= TARGET_S * SLACK
+
+
+def test_tasks_that_do_not_fail_survive_an_outage_of_3_s(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None]
+) -> None:
+    """faults.md row 4: what ran when the line was cut comes again, and nothing else; 300 done by the same process."""
+    stage = rabbit_stage
+    group = stage.workers()
+    pid = group.worker_pid
+    keys = stage.send("work", range(300), seconds=0.04)
+    assert stage.log.wait_for("end", 50)
+    stage.proxy.refuse()
+    time.sleep(3)  # sleep-ok: the outage's length
+    stage.proxy.heal()
+    over = time.monotonic()
+    counted = stage.finish(keys, TARGET_S * SLACK)
+    took = took_since(stage, over)
+    figure(f"{counted} extra runs {extra_runs(counted)}, done {took:.1f} s after the outage")
+    assert (counted.done, counted.lost, stranded(counted)) == (300, 0, 0)
+    assert extra_runs(counted) <= 8  # what the worker had in its hands
+    assert same_process(group, pid)
+    assert took <= TARGET_S * SLACK
