@@ -116,7 +116,7 @@ class RabbitConsumer(SettlingConsumer):
             self.transport.stopped.wait(min(0.05, self._idle_s))
             return None
         if subscription is not None:
-            self.transport.intake.lost(subscription)
+            self.transport.intake.forget(subscription)
             self.logger.warning("Queue %r: the consumer is opened again: %s", self.queue_name, subscription.ended)
         try:
             self.subscription = self._opened_anew(subscription)
@@ -131,10 +131,10 @@ class RabbitConsumer(SettlingConsumer):
         self.transport.declare_for_worker(q_name(self.queue_name), anew=before is not None or self._failures > 0)
         subscription = self.transport.subscribe(self.queue_name, self.prefetch)
         if not subscription.decided.wait(ANSWER_S):
-            self.transport.intake.lost(subscription)
+            self.transport.intake.forget(subscription)
             raise ConnectionClosed(f"no answer from RabbitMQ within {ANSWER_S:.0f} s")
         if subscription.ended is not None:
-            self.transport.intake.lost(subscription)
+            self.transport.intake.forget(subscription)
             raise subscription.ended
         return subscription
 
@@ -214,7 +214,7 @@ class RabbitConsumer(SettlingConsumer):
                 # All that was settled on it is acked.
                 subscription.lately.clear()
             finally:
-                self.transport.intake.lost(subscription)
+                self.transport.intake.forget(subscription)
 
 
 class RabbitDelayConsumer(RabbitConsumer):

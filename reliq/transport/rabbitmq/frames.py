@@ -98,7 +98,10 @@ def _properties(came: Any, headers: dict[str, Any], priority: Any) -> pika.Basic
 
 
 def _short(value: Any) -> Any:
-    return value[:255] if isinstance(value, str) else value
+    """Fit for a header: names come from bodies, which may hold what no UTF-8 does."""
+    return (
+        value.encode("utf-8", "backslashreplace")[:255].decode("utf-8", "ignore") if isinstance(value, str) else value
+    )
 
 
 def _fitting(meta: bytes) -> bytes:

@@ -25,7 +25,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
 from pika.adapters.select_connection import IOLoop
 
-from .errors import Failure, Refusal, explain, refusal_of
+from .errors import PIKA_ERRORS, Failure, Refusal, explain, refusal_of
 
 #: The pause before a connection is opened again: doubled from the first to the longest, times U(0.5, 1). Seconds.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -116,16 +116,27 @@ class Link:
         while True:
             try:
                 self._ioloop.start()
-            except Exception:
-                # pika raises what it cannot read out of its loop; the stream is of no use any more.
+            except PIKA_ERRORS as exc:
+                # pika lets some of what a peer does to a connection that opens out of its loop.
+                self._begin_again(exc)
+            except Exception as exc:
                 self._logger.critical("The %s connection failed in an unexpected way.", self._name, exc_info=True)
-                self._forget("an unexpected failure, see the log")
-                self._ioloop = IOLoop()
-                if not self._stopping:
-                    self._ioloop.call_later(1.0, self._connect)
-                    continue
-            break
+                self._begin_again(exc)
+            else:
+                break
         self._ioloop.close()
+
+    def _begin_again(self, exc: Exception) -> None:
+        """After a failure that left the loop in a state that nobody knows: another loop, another connection."""
+        old, self._ioloop = self._ioloop, IOLoop()
+        # What was asked for meanwhile is asked for again by who waits for it.
+        self._guarded(old.close)
+        self._forget(explain(exc))
+        self._complain(f"is lost: {self.why}")
+        if self._stopping:
+            self._ioloop.add_callback_threadsafe(self._ioloop.stop)
+        else:
+            self._again()
 
     def _guarded(self, step: Callable[..., None], *args: Any) -> None:
         try:

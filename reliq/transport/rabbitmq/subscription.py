@@ -156,7 +156,7 @@ class Subscription:
     def _open(self) -> None:
         connection = self._link.connection
         if connection is None or not connection.is_open:
-            self._end(Failure(f"RabbitMQ cannot be reached: {self._link.why or 'connecting'}"))
+            self.end(Failure(f"RabbitMQ cannot be reached: {self._link.why or 'connecting'}"))
             return
         connection.channel(on_open_callback=self._opened)
 
@@ -179,14 +179,15 @@ class Subscription:
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ends it: the queue was deleted, or its node is gone."""
-        self._end(Refusal(f"RabbitMQ has cancelled the consumer: queue {self.queue_name!r} is gone", 404))
+        self.end(Refusal(f"RabbitMQ has cancelled the consumer: queue {self.queue_name!r} is gone", 404))
         if self._channel.is_open:
             self._channel.close()
 
     def _on_closed(self, channel: Any, exc: BaseException) -> None:
-        self._end(refusal_of(exc))
+        self.end(refusal_of(exc))
 
-    def _end(self, why: Failure) -> None:
+    def end(self, why: Failure) -> None:
+        """Nothing comes any more, and what came is not ours any more."""
         if self.ended is None:
             self.ended = why
             self.decided.set()
