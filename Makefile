@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 4
+BROKER ?= redis
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -18,8 +19,8 @@ DOCS_TESTS := tests/test_repository.py $(wildcard tests/docs tests/test_docs.py)
 .DELETE_ON_ERROR:
 .PHONY: demo test check test-full bench docs format clean help lint server
 
-demo: .venv/.demo ## show what reliq does: plain Dramatiq and reliq side by side under faults (DEMO_ARGS=--help)
-	@$(BIN)/reliq demo $(DEMO_ARGS)
+demo: .venv/.demo ## show what reliq does: plain Dramatiq and reliq side by side under faults (BROKER=rabbitmq, DEMO_ARGS=--help)
+	@$(BIN)/reliq demo --broker $(BROKER) $(DEMO_ARGS)
 
 test: lint server ## all checks and tests, as CI runs them (PYTEST_ARGS="-k name")
 	$(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS)
@@ -69,7 +70,7 @@ server: .venv/.dev
 
 # The stamps make repeated runs instant; a changed pyproject.toml installs again.
 .venv/.demo: pyproject.toml scripts/install.py | .venv/bin/python
-	@$(BIN)/python scripts/install.py redis,demo
+	@$(BIN)/python scripts/install.py redis,rabbitmq,demo
 	@touch $@
 
 .venv/.dev: pyproject.toml scripts/install.py | .venv/bin/python

@@ -5,18 +5,20 @@ Callers: `command`. Everything goes to stdout, in the order in which it happens;
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from reliq.testing import ServerFailed, ServerMissing
 
 from . import letters
-from .brokers import namespace_of
+from .brokers import Kind
 from .interrupts import Interrupted, Interrupts
 from .plan import GROUPS, THREADS, make_plan
 from .screen import Screen, screen_for
@@ -25,22 +27,26 @@ from .stage import Stage, set_up
 from .verdict import Outcome, exit_code, plain_line, reliq_line
 
 
-def run_demo(*, messages: int, seed: int, with_plain: bool, keep: bool) -> int:
+def run_demo(*, kind: Kind, messages: int, seed: int, with_plain: bool, keep: bool) -> int:
     """Run it and return the exit code. Raises `click.ClickException` when there is no server to run it on."""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a C locale cannot write every sign
+    for name in ("reliq", "dramatiq", "pika"):
+        # What matters of it is shown; without a handler warnings would go to stderr.
+        logging.getLogger(name).addHandler(logging.NullHandler())
     screen = screen_for(sys.stdout)
     try:
-        with Interrupts() as interrupts, set_up(make_plan(messages, seed), interrupts, with_plain=with_plain) as stage:
+        plan = make_plan(messages, seed)
+        with Interrupts() as interrupts, set_up(kind, plan, interrupts, screen, with_plain=with_plain) as stage:
             try:
                 _introduce(screen, stage, with_plain=with_plain, seed=seed)
-                outcomes = stage.play(screen)
+                outcomes = stage.play()
             finally:
                 screen.close()
             _conclude(screen, stage, outcomes)
             if keep:
                 _keep_open(screen, stage)
             else:
-                _suggest(screen)
+                _suggest(screen, kind)
         if keep:
             screen.line("stopped; nothing is left running")
         return exit_code(outcomes["reliq"])
@@ -55,7 +61,7 @@ def _introduce(screen: Screen, stage: Stage, *, with_plain: bool, seed: int) -> 
     ways = "on plain Dramatiq and with reliq.install(broker)" if with_plain else "with reliq.install(broker)"
     workers = f"{GROUPS} dramatiq workers of {THREADS} threads{' a side' if with_plain else ''}"
     screen.line(f"reliq demo: one app, run {ways}", strong=True)
-    screen.line(f"{stage.server.name} on 127.0.0.1:{stage.server.port}, {workers}, seed {seed};", faint=True)
+    screen.line(f"{stage.scene.server}, {workers}, seed {seed};", faint=True)
     screen.line("all defaults, but for the backoff: retries after 0.3 to 2 s", faint=True)
     screen.line()
 
@@ -71,19 +77,26 @@ def _conclude(screen: Screen, stage: Stage, outcomes: dict[str, Outcome]) -> Non
         screen.line(f"  {word:<8} {meaning}", faint=True)
     if not outcomes["reliq"].complete:
         _explain_failure(stage.reliq, outcomes["reliq"])
+    for side in stage.sides[:-1]:
+        with side.reader() as broker:
+            _show_groups(screen, "Dead letters on plain Dramatiq: these say nothing", letters.groups_of(broker))
     groups = letters.groups_of(stage.reliq.broker)
-    if groups:
-        screen.line()
-        screen.line("Dead letters with reliq, by cause", strong=True)
-        screen.line()
-        for line in letters.table(groups):
-            screen.line(f"  {line}")
+    _show_groups(screen, "Dead letters with reliq, by cause", groups)
     letter = letters.one_of(stage.reliq.broker, groups)
     if letter is not None:
         screen.line()
         screen.line("One of them, whole", strong=True)
         screen.line()
         screen.line(letters.pretty(letter))
+
+
+def _show_groups(screen: Screen, title: str, groups: list[dict[str, Any]]) -> None:
+    if groups:
+        screen.line()
+        screen.line(title, strong=True)
+        screen.line()
+        for line in letters.table(groups):
+            screen.line(f"  {line}")
 
 
 def _legend(stage: Stage, outcomes: dict[str, Outcome]) -> Iterator[tuple[str, str]]:
@@ -105,13 +118,14 @@ def _explain_failure(side: Side, outcome: Outcome) -> None:
 # -- what to do next ---------------------------------------------------------------------------------------------
 
 
-def _suggest(screen: Screen) -> None:
+def _suggest(screen: Screen, kind: Kind) -> None:
     reliq = program()
+    options = "" if kind == "redis" else f" --broker {kind}"
     screen.line()
     screen.line("Next", strong=True)
     screen.line()
     screen.line("  # the same, and it stays there for you to look around in", faint=True)
-    screen.line(f"  {reliq} demo --keep")
+    screen.line(f"  {reliq} demo{options} --keep")
     screen.line("  # the other commands; in your app it is one line: reliq.install(broker)", faint=True)
     screen.line(f"  {reliq} --help")
 
@@ -120,13 +134,16 @@ def _keep_open(screen: Screen, stage: Stage) -> None:
     """Wait for Ctrl-C beside the server and reliq's workers."""
     for side in stage.sides[:-1]:
         side.close()
-    reliq = f"{program()} --url {stage.server.url} --namespace {namespace_of('reliq')}"
+    options, *hints = stage.scene.commands("reliq")
+    reliq = f"{program()} {options}"
     try:
         screen.line()
         screen.line("The server and reliq's workers go on until Ctrl-C. In another terminal:", strong=True)
         screen.line()
         screen.line(f"  {reliq} dlq list")
         screen.line(f"  {reliq} dlq replay --reason permanent")
+        for hint in hints:
+            screen.line(hint)
         signal.pause()
     except Interrupted:
         screen.line()

@@ -51,7 +51,7 @@ class Screen:
         self._write(f"{text}\n")
 
     def event(self, at_s: float | None, text: str) -> None:
-        """Something happened, `at_s` seconds after the first message was sent."""
+        """Something happened, `at_s` seconds after the workers were ready."""
         self.line(f"{_clock(at_s)}{text}")
 
     def progress(self, at_s: float, rows: Sequence[Row]) -> None:

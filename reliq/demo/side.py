@@ -1,25 +1,26 @@
 """One side of the demo: its workers, its line to the server, and what became of its messages.
 
-Callers: `stage`, which does the same to both sides at the same moments.
-Guarantee: `close` leaves no process; counting changes nothing and does not pass the line that faults are put on.
+Callers: `stage`, which does the same to both sides at the same moments; each broker's scene makes them.
+Guarantee: `close` leaves no process; counting changes nothing that a worker would see.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import dramatiq
-import redis
+from dramatiq.broker import Broker
 
-from reliq.testing import Census, FaultProxy, RunLog, WorkerGroup, take_census
+from reliq.testing import Census, RunLog, WorkerGroup
 from reliq.testing.runlog import Key
 
-from .brokers import ENV_LOG, ENV_SIDE, ENV_URL, QUEUE, Name, make_broker, namespace_of
-from .plan import BAD_BODY, GROUPS, THREADS, Plan
-from .server import Server
-from .verdict import Outcome, key_of, outcome
+from .brokers import ENV_LOG, ENV_SIDE, ENV_URL, QUEUE, Name, make_broker, reader
+from .plan import GROUPS, THREADS, Order, Plan
+from .verdict import Outcome, key_of
 
 #: In words, where a message lies that has not come to an end.
 _WHERE = {
@@ -31,31 +32,28 @@ _WHERE = {
 }
 
 
-class Side:
+class Side(ABC):
     """Plain Dramatiq, or the same with reliq."""
 
-    def __init__(self, name: Name, server: Server, plan: Plan, folder: Path) -> None:
+    def __init__(self, name: Name, plan: Plan, folder: Path, url: str, worker_url: str, stack: ExitStack) -> None:
+        """`url` is the server's, `worker_url` the workers' way to it. `stack` holds what this side needs beside its
+        workers, and is closed with it."""
         self.name = name
-        self.namespace = namespace_of(name)
+        self._url = url
+        self.broker = make_broker(name, url)
         self.log = RunLog(folder / f"{name}.jsonl")
-        self._plan = plan
+        self.plan = plan
         self.census: Census | None = None
         #: Runs that the kill cut off and that have not begun anew.
         self._cut_off: set[Key] = set()
         self._killed_at_entry = 0
-        with ExitStack() as stack:
-            self._client = redis.Redis.from_url(server.url)
-            stack.callback(self._client.close)
-            self.broker = make_broker(name, server.url)
-            stack.callback(self.broker.client.close)
-            self._proxy = stack.enter_context(FaultProxy(server.port))
-            settings = {ENV_SIDE: name, ENV_URL: self._proxy.url(), ENV_LOG: str(self.log.path)}
-            self.groups = []
-            for _ in range(GROUPS):
-                group = WorkerGroup("reliq.demo.app", threads=THREADS, env=settings, cwd=folder)
-                stack.callback(group.close)
-                self.groups.append(group)
-            self._stack = stack.pop_all()
+        settings = {ENV_SIDE: name, ENV_URL: worker_url, ENV_LOG: str(self.log.path)}
+        self.groups = []
+        for _ in range(GROUPS):
+            group = WorkerGroup("reliq.demo.app", threads=THREADS, env=settings, cwd=folder)
+            stack.callback(group.close)
+            self.groups.append(group)
+        self._stack = stack.pop_all()
 
     # -- its life
 
@@ -77,18 +75,18 @@ class Side:
 
     def send(self) -> None:
         """Put every body of the plan, past the faulty line."""
-        for position, order in enumerate(self._plan.orders):
-            if position == self._plan.bad_at:
-                self._put_bad_body()
-            settings = {"fails": order.fails, "work_ms": order.work_ms}
-            self.broker.enqueue(dramatiq.Message(QUEUE, order.actor, (order.number,), settings, {}))
+        self._send(self.plan.orders)
 
-    def _put_bad_body(self) -> None:
+    def _send(self, orders: Sequence[Order]) -> None:
+        """Some of the plan's orders, in its order."""
+        for order in orders:
+            if order == self.plan.orders[self.plan.bad_at]:
+                self.put_bad_body()
+            self.broker.enqueue(message_of(order))
+
+    @abstractmethod
+    def put_bad_body(self) -> None:
         """As a producer does that is not Dramatiq."""
-        with self._client.pipeline() as pipe:
-            pipe.hset(f"{self.namespace}:{QUEUE}.msgs", "from-elsewhere", BAD_BODY)
-            pipe.rpush(f"{self.namespace}:{QUEUE}", "from-elsewhere")
-            pipe.execute()
 
     def kill_worker(self) -> int:
         """kill -9 for the first group, and start a new one. Returns how many runs it cut off."""
@@ -103,35 +101,30 @@ class Side:
         group.start()
         return len(self._cut_off)
 
-    def cut(self) -> None:
-        """Cut every connection of the workers and refuse new ones."""
-        self._proxy.refuse()
-
-    def heal(self) -> None:
-        """Accept them again."""
-        self._proxy.heal()
-
     # -- what became of it
 
+    @abstractmethod
     def look(self) -> Outcome:
         """Count what has happened so far."""
-        self.census = take_census(self._client, self.namespace)
-        return outcome(self._plan.keys, self.log.entries(), self.census)
 
-    def pulse(self) -> tuple[int, str]:
+    def last_look(self) -> Outcome:
+        """Count when nothing more is waited for."""
+        return self.look()
+
+    @abstractmethod
+    def pulse(self) -> object:
         """Something that differs once anything has happened since."""
-        return len(self.log.entries()), str(self.census)
+
+    @property
+    @abstractmethod
+    def idle(self) -> bool:
+        """Whether nothing was ready, running or delayed at the last look."""
 
     def left_behind(self, now: Outcome) -> str:
         """Where the last look found what had not come to an end: "8 fetched ..., 2 delayed"."""
         where = {key_of(place): _WHERE[place.state] for place in self.census or () if place.state in _WHERE}
         counts = Counter(where[key] for key in now.missing if key in where)
         return ", ".join(f"{count} {words}" for words, count in counts.most_common())
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing was ready, running or delayed at the last look."""
-        return self.census is not None and self.census.count("dead", "stock_dead") == len(self.census.places)
 
     def all_run_again(self) -> bool:
         """Whether every run that the kill cut off has begun anew; true once, then they are forgotten."""
@@ -140,6 +133,16 @@ class Side:
         self._cut_off -= {entry.key for entry in self.log.entries()[self._killed_at_entry :] if entry.event == "start"}
         return not self._cut_off
 
+    def reader(self) -> AbstractContextManager[Broker]:
+        """What reads its dead letters: a broker with reliq."""
+        return reader(self.name, self._url)
+
     def logs(self, lines: int = 15) -> str:
         """The end of what the workers wrote, for a run that went wrong."""
         return "\n".join(line for group in self.groups for line in group.log().splitlines()[-lines:])
+
+
+def message_of(order: Order) -> dramatiq.Message[None]:
+    """What is sent for an order."""
+    settings = {"fails": order.fails, "work_ms": order.work_ms}
+    return dramatiq.Message(QUEUE, order.actor, (order.number,), settings, {})
