@@ -64,7 +64,7 @@ ROOMS: dict[str, Room] = {
     ),
     "__init__": room(lazily=ANY),
     "cli": room("errors", lazily=ANY, clients="click"),
-    "demo": room(ANY, lazily=ANY, clients="redis click"),
+    "demo": room(ANY, lazily=ANY, clients="redis pika click"),
     "testing": room(ANY, lazily=ANY, clients=f"{BROKERS} click"),
     "__main__": room("cli"),
 }
