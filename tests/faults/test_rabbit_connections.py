@@ -45,7 +45,8 @@ def test_no_retry_is_lost_when_no_connection_can_be_opened(
     stage, plain = rabbit_stage, rabbit_stage.twin()
     for each in (stage, plain):
         each.workers()
-        each.send("work", [1_000])  # so that the sender's connection is open
+        each.send("work", [1_000])
+        assert each.log.wait_for("end")  # the connections of sender and consumers are open
         stage.server.limit_connections(each.vhost, 1)
         each.send("flaky", range(N))
     time.sleep(6)  # sleep-ok: the length of the fault
