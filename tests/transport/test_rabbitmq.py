@@ -16,6 +16,7 @@ class TestRabbitContract(TransportContract):
     """All of it, on RabbitMQ."""
 
     capabilities = frozenset({"can_be_away", "outlives_kill"})
+    stride = 8
     # A settle is two steps: what it stores, and the ack.
     kill_points = (
         *((step, 1, when) for step in ("fetch", "settle", "store", "ack", "publish") for when in ("before", "after")),
@@ -30,5 +31,18 @@ class TestRabbitContract(TransportContract):
     @pytest.fixture
     def maker(self, shared_rabbitmq: RabbitmqServer) -> Iterator[Maker]:
         maker = RabbitMaker(shared_rabbitmq)
+        yield maker
+        maker.close()
+
+
+@pytest.mark.full
+class TestRabbitQuorumContract(TestRabbitContract):
+    """The same where every queue is a quorum queue, by the vhost's default; interrupts at every single line."""
+
+    stride = 1
+
+    @pytest.fixture
+    def maker(self, shared_rabbitmq: RabbitmqServer) -> Iterator[Maker]:
+        maker = RabbitMaker(shared_rabbitmq, "quorum")
         yield maker
         maker.close()

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import dramatiq
 import pytest
@@ -79,9 +79,9 @@ def _is_guarded(frame: FrameType) -> bool:
     return False
 
 
-def strike_each_line(stage: Stage, outcome: str, switch_on: Callable[[Hand, Striker], None]) -> set[str]:
-    """Run one message per line, struck there, and hold each to the place that its outcome names. Returns the
-    functions whose lines were outside the guard."""
+def strike_each_line(stage: Stage, outcome: str, switch_on: Callable[[Hand, Striker], None], stride: int) -> set[str]:
+    """Run one message per line, struck there, and hold each to the place that its outcome names; of `stride` lines one
+    is struck. Returns the functions whose lines were outside the guard."""
     error, counts = ENDS[outcome]
     actor = dramatiq.actor(raiser(error), actor_name="work", min_backoff=60_000, max_backoff=60_000)
     hand = stage.hand(prefetch=10_000)
@@ -108,7 +108,7 @@ def strike_each_line(stage: Stage, outcome: str, switch_on: Callable[[Hand, Stri
     try:
         passed_by = strike(None)
         assert len(passed_by.lines) > 5
-        assert all(strike(line).struck for line in passed_by.lines)
+        assert all(strike(line).struck for line in list(passed_by.lines)[::stride])
     finally:
         logging.disable(logging.NOTSET)
     assert "\n".join(wrong) == ""
@@ -117,6 +117,9 @@ def strike_each_line(stage: Stage, outcome: str, switch_on: Callable[[Hand, Stri
 
 class Interrupts:
     """Interrupts at every step."""
+
+    #: Of so many lines one is struck. A slow broker strikes the others in `make test-full`.
+    stride: ClassVar[int] = 1
 
     @pytest.mark.parametrize("outcome", ENDS)
     def test_an_interrupt_at_any_line_of_ack_and_nack_changes_nothing(self, make: Make, outcome: str) -> None:
@@ -132,7 +135,7 @@ class Interrupts:
 
                 setattr(hand.consumer, name, struck)
 
-        assert strike_each_line(make(), outcome, at_the_ack) <= {"ack", "nack", "finish"}
+        assert strike_each_line(make(), outcome, at_the_ack, self.stride) <= {"ack", "nack", "finish"}
 
     @pytest.mark.parametrize("outcome", [outcome for outcome in ENDS if outcome != "done"])
     def test_an_interrupt_while_hooks_decide_on_a_failed_run_changes_nothing(self, make: Make, outcome: str) -> None:
@@ -148,7 +151,7 @@ class Interrupts:
 
             stage.broker.emit_after = struck
 
-        outside = strike_each_line(stage, outcome, at_the_hooks)
+        outside = strike_each_line(stage, outcome, at_the_hooks, self.stride)
         assert outside <= {"emit_after", "_hooks", "_build", "<listcomp>", "_overrides", "finish"}
 
     @needs("can_be_away")
