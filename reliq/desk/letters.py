@@ -19,7 +19,7 @@ from .selector import Selector
 
 def select(transport: Transport[Any], selector: Selector) -> Generator[DeadLetter, None, None]:
     """The letters that are meant, oldest death first over all queues. Raises `BrokerConnectionError`."""
-    if selector.ids and _has_index(transport):
+    if selector.ids and transport.has_letter_index:
         yield from look_up(transport, selector)[0]
         return
     chosen = selector.frozen()
@@ -31,7 +31,7 @@ def select(transport: Transport[Any], selector: Selector) -> Generator[DeadLette
 
 def look_up(transport: Transport[Any], selector: Selector) -> tuple[list[DeadLetter], tuple[str, ...]]:
     """The letters with the selector's ids that match it otherwise, oldest death first; and the ids that name none."""
-    if not _has_index(transport):
+    if not transport.has_letter_index:
         return _read_for(transport, selector)
     found: dict[tuple[str, str, str], DeadLetter] = {}
     unknown = []
@@ -67,10 +67,6 @@ def _every(transport: Transport[Any], selector: Selector) -> Generator[DeadLette
             if isinstance(reader, Generator):
                 stack.callback(reader.close)
         yield from heapq.merge(*readers, key=_death)
-
-
-def _has_index(transport: Transport[Any]) -> bool:
-    return getattr(transport, "has_letter_index", True)
 
 
 def find(transport: Transport[Any], letter_id: str, queue: str | None = None) -> DeadLetter:

@@ -16,6 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 from reliq.testing import FaultProxy, eventually
 from reliq.testing.plugin import MakeProxy
 from tests.cli.conftest import Cli, MakeApp
+from tests.desk.morgues import both_brokers
 from tests.desk.support import Morgue
 
 COMMAND = [sys.executable, "-m", "reliq"]
@@ -34,11 +35,13 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def killed(proxy: FaultProxy, request: bytes, *arguments: str, nth: int, when: Any = "before") -> None:
+def killed(
+    proxy: FaultProxy, request: bytes, *arguments: str, nth: int, when: Any = "before", url: str | None = None
+) -> None:
     """Run a command through the proxy and kill it with -9 at its n-th such request."""
     running: list[subprocess.Popen[str]] = []
     proxy.on_request(request, lambda: running[0].kill(), nth=nth, when=when)
-    running.append(start("--url", proxy.url(), *arguments))
+    running.append(start("--url", url or proxy.url(), *arguments))
     assert end_of(running[0])[0] == -signal.SIGKILL
 
 
@@ -111,6 +114,7 @@ broker.add_middleware(CtrlC())
 """
 
 
+@both_brokers
 def test_ctrl_c_finishes_the_letter_and_says_how_to_go_on(cli: Cli, morgue: Morgue, app: MakeApp) -> None:
     """Exit 130; the letter that was under way is moved whole, the others are untouched."""
     for number in range(10):
@@ -122,6 +126,24 @@ def test_ctrl_c_finishes_the_letter_and_says_how_to_go_on(cli: Cli, morgue: Morg
     assert "Traceback" not in err
     assert len(morgue.queued()) == 4
     assert cli.json("dlq", "replay", "--all", "--yes") == {"matched": 6, "done": 6, "failed": 0}
+
+
+@both_brokers
+def test_a_reader_whose_reader_goes_away_ends_quietly(morgue: Morgue) -> None:
+    """`reliq dlq list | head -1`: no traceback, and every letter is where it was."""
+    for number in range(60):
+        morgue.letter(number, "x" * 2_000)
+    before = morgue.dump()
+    process = start(*morgue.options, "dlq", "list", "-o", "jsonl")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["args"][0] == 0
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 1
+    assert said == ""
+    assert morgue.dump() == before
 
 
 DELAYS, LETTERS = 450, 450  # a step moves 200

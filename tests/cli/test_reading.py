@@ -10,6 +10,7 @@ import pytest
 from dramatiq.encoder import JSONEncoder
 
 from tests.cli.conftest import Cli, MakeApp
+from tests.desk.morgues import both_brokers
 from tests.desk.support import Morgue
 
 
@@ -36,6 +37,7 @@ class Rot13Encoder(JSONEncoder):
         return super().decode(base64.b64decode(data[1:]))
 
 
+@both_brokers
 def test_a_list_is_an_array_of_whole_letters_oldest_death_first(cli: Cli, morgue: Morgue) -> None:
     put = [morgue.letter(1), morgue.stock(2), morgue.raw(b"\x00junk")]
     listed = cli.json("dlq", "list")
@@ -82,6 +84,7 @@ def test_a_narrow_terminal_still_shows_why(cli: Cli, morgue: Morgue, monkeypatch
     assert len(line) == 90
 
 
+@both_brokers
 def test_an_empty_list_is_empty_data_and_a_word_on_stderr(cli: Cli) -> None:
     assert cli.json("dlq", "list") == []
     assert cli.json("dlq", "groups") == []
@@ -90,11 +93,13 @@ def test_an_empty_list_is_empty_data_and_a_word_on_stderr(cli: Cli) -> None:
     assert "no dead letters" in result.err
 
 
+@both_brokers
 def test_a_misspelt_queue_is_answered_with_the_near_one(cli: Cli, morgue: Morgue) -> None:
     morgue.letter(1, queue="payments")
     assert "did you mean 'payments'?" in cli("dlq", "list", "--queue", "payment").err
 
 
+@both_brokers
 def test_a_hundred_are_listed_and_the_rest_is_counted(cli: Cli, morgue: Morgue) -> None:
     put = [morgue.letter(number) for number in range(103)]
     result = cli("dlq", "list", "-o", "json")
@@ -106,6 +111,7 @@ def test_a_hundred_are_listed_and_the_rest_is_counted(cli: Cli, morgue: Morgue) 
     assert cli("dlq", "list", "--limit", "103").err == ""
 
 
+@both_brokers
 def test_one_letter_is_shown_whole(cli: Cli, morgue: Morgue) -> None:
     letter_id = morgue.letter(1, {"deep": [None]}, kwargs={"k": "v"}, options={"tenant": "t"}, version="7")
     shown = cli.json("dlq", "show", letter_id)
@@ -121,6 +127,7 @@ def test_one_letter_is_shown_whole(cli: Cli, morgue: Morgue) -> None:
     assert "ZeroDivisionError" in table
 
 
+@both_brokers
 def test_an_undecodable_letter_shows_its_bytes(cli: Cli, morgue: Morgue) -> None:
     letter_id = morgue.raw(b"\x80\x01 \x1b[31mred")
     assert cli.json("dlq", "show", letter_id)["reason"] == "malformed"
@@ -129,6 +136,7 @@ def test_an_undecodable_letter_shows_its_bytes(cli: Cli, morgue: Morgue) -> None
     assert "\x1b" not in table
 
 
+@both_brokers
 def test_a_body_of_another_encoder_is_unread_but_never_called_malformed(
     cli: Cli, morgue: Morgue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +145,8 @@ def test_a_body_of_another_encoder_is_unread_but_never_called_malformed(
         patch.setattr("dramatiq.message.global_encoder", Rot13Encoder())
         letter_id = morgue.letter(1, 2)
     (listed,) = cli.json("dlq", "list")
-    assert (listed["id"], listed["reason"], listed["args"]) == (letter_id, None, None)
+    assert (listed["id"], listed["args"]) == (letter_id, None)
+    assert listed["reason"] in (None, "retries_exhausted")  # known on RabbitMQ: it stands beside the body
     assert listed["body_base64"]
     assert "cannot be read" in cli("dlq", "list").out
     refused = cli("dlq", "replay", "--all", "--yes")
@@ -146,11 +155,11 @@ def test_a_body_of_another_encoder_is_unread_but_never_called_malformed(
     encoder = "tests.cli.test_reading:Rot13Encoder"
     assert cli.json("dlq", "show", letter_id, "--encoder", encoder)["args"] == [1, 2]
     assert cli("dlq", "replay", "--all", "--yes", "--encoder", encoder).code == 0
-    key = f"{morgue.namespace}:default.msgs"
-    (body,) = morgue.client.hvals(key)
+    (body,) = morgue.bodies()
     assert Rot13Encoder().decode(body)["args"] == [1, 2]
 
 
+@both_brokers
 def test_groups_have_the_promised_keys(cli: Cli, morgue: Morgue) -> None:
     morgue.letter(1)
     sample = morgue.letter(2)
@@ -161,6 +170,7 @@ def test_groups_have_the_promised_keys(cli: Cli, morgue: Morgue) -> None:
     assert "ZeroDivisionError" in cli("dlq", "groups").out
 
 
+@both_brokers
 def test_count_is_a_bare_number_or_an_object(cli: Cli, morgue: Morgue) -> None:
     morgue.letter(1)
     morgue.stock(2)
@@ -170,6 +180,7 @@ def test_count_is_a_bare_number_or_an_object(cli: Cli, morgue: Morgue) -> None:
     assert cli("dlq", "count", "--actor", "nobody").out == "0\n"
 
 
+@both_brokers
 @pytest.mark.parametrize(
     ("selector", "expected"),
     [
@@ -194,6 +205,7 @@ def test_every_selector_narrows(cli: Cli, morgue: Morgue, selector: tuple[str, .
     assert sum(group["count"] for group in cli.json("dlq", "groups", *selector)) == len(expected)
 
 
+@both_brokers
 def test_letters_are_chosen_by_fingerprint_and_by_ids(cli: Cli, morgue: Morgue) -> None:
     first, second = morgue.letter(1), morgue.letter(2, actor="notify")
     fingerprint = cli.json("dlq", "show", second)["fingerprint"]
@@ -201,6 +213,7 @@ def test_letters_are_chosen_by_fingerprint_and_by_ids(cli: Cli, morgue: Morgue) 
     assert [one["id"] for one in cli.json("dlq", "list", "--id", second, "--id", first)] == [first, second]
 
 
+@both_brokers
 def test_reading_changes_nothing(cli: Cli, morgue: Morgue) -> None:
     letter_id = morgue.letter(1)
     morgue.stock(2)
@@ -215,6 +228,7 @@ def test_reading_changes_nothing(cli: Cli, morgue: Morgue) -> None:
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 a\r\nid  forged \u202e drawkcab \u2028 \udcff \u200b \x9b31m"
 
 
+@both_brokers
 def test_hostile_texts_cannot_drive_the_terminal(cli: Cli, morgue: Morgue) -> None:
     """Names, errors, arguments and ids as an attacker would choose them: one line each, nothing that acts."""
     letter_id = morgue.letter(
@@ -236,12 +250,14 @@ def test_hostile_texts_cannot_drive_the_terminal(cli: Cli, morgue: Morgue) -> No
     assert shown["actor"] == HOSTILE  # in JSON it is escaped, not changed
 
 
+@both_brokers
 def test_a_body_nested_beyond_reading_is_shown_as_unreadable(cli: Cli, morgue: Morgue) -> None:
     morgue.stock(body=b"[" * 100_000)
     morgue.letter(1)
     assert [letter["reason"] for letter in cli.json("dlq", "list")] == [None, "retries_exhausted"]
 
 
+@both_brokers
 def test_values_that_json_does_not_know_come_out_as_valid_json(cli: Cli, morgue: Morgue) -> None:
     letter_id = morgue.letter(float("nan"), float("-inf"))
     out = cli("dlq", "show", letter_id, "-o", "json").out
@@ -255,6 +271,7 @@ def hide(letter):
 """
 
 
+@both_brokers
 def test_redact_acts_on_all_that_is_shown(cli: Cli, morgue: Morgue, app: MakeApp, bare: Cli) -> None:
     """With -b the application's own redact applies to lists and letters, in every form."""
     letter_id = morgue.letter("4111111111111111", queue="payments", error=ValueError("card 4111111111111111"))

@@ -7,9 +7,11 @@ import json
 import pytest
 
 from tests.cli.conftest import Cli, MakeApp
+from tests.desk.morgues import both_brokers
 from tests.desk.support import Morgue
 
 
+@both_brokers
 def test_by_url_any_name_is_sent_to_the_queue_that_is_given(cli: Cli, morgue: Morgue) -> None:
     result = cli(
         "send", "charge", "42", '"text"', "-5", "null", '{"a": [1]}', "--kwargs", '{"b": true}', "--queue", "q"
@@ -23,6 +25,7 @@ def test_by_url_any_name_is_sent_to_the_queue_that_is_given(cli: Cli, morgue: Mo
     assert cli.json("send", "x", "--queue", "q")["message_id"] == morgue.queued("q")[1]["message_id"]
 
 
+@both_brokers
 def test_by_application_the_actors_queue_and_options_apply(bare: Cli, morgue: Morgue, app: MakeApp) -> None:
     name = app()
     assert bare("-b", name, "send", "charge", "1").code == 0
@@ -37,6 +40,7 @@ def test_a_delay_waits(cli: Cli, morgue: Morgue) -> None:
     assert cli.json("queues", "list")[0]["delayed"] == 1
 
 
+@both_brokers
 def test_an_undeclared_actor_is_answered_with_the_near_one(bare: Cli, morgue: Morgue, app: MakeApp) -> None:
     before = morgue.dump()
     result = bare("-b", app(), "send", "chrage", "1")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import dramatiq
 import pytest
 from dramatiq import Worker
-from dramatiq.brokers.redis import RedisBroker
 
 import reliq
 from reliq.testing import eventually
 from tests.cli.conftest import Cli
+from tests.desk.morgues import both_brokers
 from tests.desk.support import Morgue
 
 WRITES = ["replay", "discard"]
@@ -35,6 +34,7 @@ def test_a_write_without_a_selector_is_refused(cli: Cli, morgue: Morgue, action:
     assert morgue.dump() == before
 
 
+@both_brokers
 @pytest.mark.parametrize("action", WRITES)
 def test_without_a_terminal_and_without_yes_nothing_is_changed(cli: Cli, morgue: Morgue, action: str) -> None:
     morgue.letter(1)
@@ -62,6 +62,7 @@ def test_the_end_of_input_at_the_question_changes_nothing(cli: Cli, morgue: Morg
     assert morgue.dump() == before
 
 
+@both_brokers
 def test_the_plan_is_told_before_the_question(cli: Cli, morgue: Morgue) -> None:
     morgue.letter(1)
     morgue.letter(1)
@@ -72,6 +73,7 @@ def test_the_plan_is_told_before_the_question(cli: Cli, morgue: Morgue) -> None:
     assert result.out == "matched  3\ndone     3\nfailed   0\n"
 
 
+@both_brokers
 def test_discard_says_that_it_is_for_good(cli: Cli, morgue: Morgue) -> None:
     """In its help and in its question."""
     morgue.letter(1)
@@ -82,6 +84,7 @@ def test_discard_says_that_it_is_for_good(cli: Cli, morgue: Morgue) -> None:
     assert morgue.queued() == []
 
 
+@both_brokers
 def test_a_dry_run_changes_nothing(cli: Cli, morgue: Morgue) -> None:
     morgue.letter(1)
     before = morgue.dump()
@@ -90,6 +93,7 @@ def test_a_dry_run_changes_nothing(cli: Cli, morgue: Morgue) -> None:
     assert morgue.dump() == before
 
 
+@both_brokers
 @pytest.mark.parametrize("action", WRITES)
 def test_only_what_is_selected_moves(cli: Cli, morgue: Morgue, action: str) -> None:
     morgue.letter(1)
@@ -111,6 +115,7 @@ def test_nothing_matched_is_no_error(cli: Cli, morgue: Morgue) -> None:
     assert (result.code, result.json) == (0, {"matched": 0, "done": 0, "failed": 0})
 
 
+@both_brokers
 def test_what_cannot_be_replayed_stays_and_the_rest_is_partly_done(cli: Cli, morgue: Morgue) -> None:
     """Exit 3 when some of it was done, 1 when none was; the reason is on stderr, each letter where it was."""
     morgue.letter(1)
@@ -133,6 +138,7 @@ def test_many_that_fail_are_counted_rather_than_listed(cli: Cli, morgue: Morgue)
     assert "more letters stay" in result.err
 
 
+@both_brokers
 def test_an_unknown_id_is_named_and_the_others_are_done(cli: Cli, morgue: Morgue) -> None:
     """So that a list of ids can be repeated after it was broken off."""
     letter_id = morgue.letter(1)
@@ -142,6 +148,7 @@ def test_an_unknown_id_is_named_and_the_others_are_done(cli: Cli, morgue: Morgue
     assert cli("dlq", "replay", "--id", letter_id, "--yes").code == 1
 
 
+@both_brokers
 def test_an_unknown_letter_is_one_line_that_says_what_to_type(cli: Cli) -> None:
     result = cli("dlq", "show", "01NOPE")
     assert (result.code, result.out) == (1, "")
@@ -167,10 +174,11 @@ def test_bad_options_are_usage_errors(cli: Cli, arguments: list[str], says: str)
     assert says in result.err
 
 
+@both_brokers
 def test_fifty_letters_run_again_with_a_real_worker(cli: Cli, morgue: Morgue) -> None:
     """50 messages fail for good on a real worker, are found by their group, replayed, and run once each; those that
     fail again come back as letters that know of their replay."""
-    broker = RedisBroker(url=morgue.url, namespace=morgue.namespace)
+    broker = morgue.application()
     reliq.install(broker)
     done: list[int] = []
     broken = True
@@ -195,16 +203,8 @@ def test_fifty_letters_run_again_with_a_real_worker(cli: Cli, morgue: Morgue) ->
         eventually(lambda: len(done) == 49 and count(cli) == 1, 20, 0.1, "49 done and one dead again")
     finally:
         worker.stop()
-        _close(broker)
+        morgue.close_application(broker)
     assert sorted(done) == list(range(49))
     (letter,) = cli.json("dlq", "list")
     assert (letter["args"], letter["attempts"]) == ([49], 1)
     assert morgue.queued() == []
-
-
-def _close(broker: Any) -> None:
-    transport: Any = broker.__dict__["_reliq"]["transport"]
-    transport.disconnect()
-    for client in (transport.scripts.client, transport._waiter):
-        if client is not None:
-            client.connection_pool.disconnect()

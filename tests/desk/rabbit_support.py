@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from datetime import datetime, timezone
 from typing import Any
 
 import pika
+from dramatiq.broker import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.message import Message
 
@@ -37,13 +37,13 @@ class RabbitMorgue(Morgue):
         self.transport.use_management(server.management_url)
         self._connection = pika.BlockingConnection(pika.URLParameters(self.url))
         self.channel = self._connection.channel()
-        self.channel.confirm_delivery()
         self._twins: Counter[tuple[str, str]] = Counter()
 
     def put(self, bury: Bury) -> str:
         """As a settle publishes it."""
         frame = letter_frame(bury, self.transport.declared.dead(bury.queue))
-        self.channel.basic_publish(frame.exchange, frame.routing_key, frame.body, frame.properties, mandatory=True)
+        self.channel.basic_publish(frame.exchange, frame.routing_key, frame.body, frame.properties)
+        self._wait_for(f"{bury.queue}.dead")
         return str(bury.dead["id"])
 
     def stock(self, *args: Any, actor: str = "charge", queue: str = "default", body: bytes | None = None) -> str:
@@ -58,16 +58,20 @@ class RabbitMorgue(Morgue):
             f"{queue}.XQ",
             body,
             pika.BasicProperties(delivery_mode=2, headers={"x-death": [{**death, "time": died_at}]}),
-            mandatory=True,
         )
+        self._wait_for(f"{queue}.XQ")
         digest = hashlib.sha256(body).hexdigest()[:16]
         self._twins[queue, digest] += 1
         twin = self._twins[queue, digest]
         return digest if twin == 1 else f"{digest}-{twin}"
 
-    def queued(self, queue: str = "default") -> list[dict[str, Any]]:
+    def _wait_for(self, queue: str) -> None:
+        """What this channel has published there, has come there: quicker than a confirm, which waits for the disk."""
+        self.channel.queue_declare(queue, passive=True)
+
+    def bodies(self, queue: str = "default") -> list[bytes]:
         """Taken and given back."""
-        return [json.loads(body) for _, _, body in self.lying(queue)]
+        return [body for _, _, body in self.lying(queue)]
 
     def dump(self) -> dict[str, list[tuple[str, Any, bytes]]]:
         """What every queue of the vhost holds, in order, with its properties."""
@@ -86,6 +90,10 @@ class RabbitMorgue(Morgue):
             return []
         channel.close()
         return found
+
+    def application(self) -> Broker:
+        """In the vhost."""
+        return RabbitmqBroker(url=self.url)
 
     def close(self) -> None:
         """The vhost is its fixture's."""

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import Any
 
+from dramatiq.broker import Broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.message import Message
 
@@ -19,7 +20,7 @@ from reliq.transport.delivered import Unreadable
 from reliq.transport.redis.items import store_arguments
 from reliq.transport.settlement import Bury
 from reliq.transport.settling import bury_raw
-from reliq.wiring import attach
+from reliq.wiring import attach, transport_of
 
 HOUR_MS = 3_600_000
 
@@ -88,13 +89,25 @@ class Morgue(ABC):
     def stock(self, *args: Any, actor: str = "charge", queue: str = "default", body: bytes | None = None) -> str:
         """One of plain Dramatiq's; returns its id."""
 
-    @abstractmethod
     def queued(self, queue: str = "default") -> list[dict[str, Any]]:
         """The messages that are ready on a queue, decoded, in order."""
+        return [json.loads(body) for body in self.bodies(queue)]
+
+    @abstractmethod
+    def bodies(self, queue: str = "default") -> list[bytes]:
+        """The same, as they are."""
 
     @abstractmethod
     def dump(self) -> dict[Any, Any]:
         """All that lies here: equal dumps mean that nothing was changed."""
+
+    @abstractmethod
+    def application(self) -> Broker:
+        """A broker as an application makes it, without reliq."""
+
+    def close_application(self, broker: Broker) -> None:
+        """Its connections, once its workers have stopped."""
+        transport_of(broker).disconnect()  # type: ignore[union-attr]
 
     @abstractmethod
     def close(self) -> None:
@@ -134,15 +147,27 @@ class RedisMorgue(Morgue):
         self.client.zadd(key, {stored_as: self.tick()})
         return stored_as
 
-    def queued(self, queue: str = "default") -> list[dict[str, Any]]:
+    def bodies(self, queue: str = "default") -> list[bytes]:
         """From the list and the hash."""
         key = f"{self.namespace}:{queue}"
-        return [json.loads(self.client.hget(f"{key}.msgs", one)) for one in self.client.lrange(key, 0, -1)]
+        return [self.client.hget(f"{key}.msgs", one) for one in self.client.lrange(key, 0, -1)]
 
     def dump(self) -> dict[bytes, Any]:
         """Every key of the namespace with its value."""
         keys = sorted(self.client.keys(f"{self.namespace}:*"))
         return {key: self.client.dump(key) for key in keys}
+
+    def application(self) -> Broker:
+        """In the namespace."""
+        return RedisBroker(url=self.url, namespace=self.namespace)
+
+    def close_application(self, broker: Broker) -> None:
+        """Also those of its worker."""
+        super().close_application(broker)
+        transport: Any = transport_of(broker)
+        for client in (transport.scripts.client, transport._waiter):
+            if client is not None:
+                client.connection_pool.disconnect()
 
     def close(self) -> None:
         """Drop the namespace's keys and the connections."""

@@ -7,6 +7,7 @@ import pytest
 from reliq.desk import groups, letters
 from reliq.desk.selector import Match, Selector
 from reliq.errors import LetterError
+from tests.desk.morgues import both_brokers
 from tests.desk.support import Morgue
 
 
@@ -14,6 +15,7 @@ def ids(morgue: Morgue, selector: Selector) -> list[str]:
     return [letter.id for letter in letters.select(morgue.transport, selector)]
 
 
+@both_brokers
 def test_letters_of_all_queues_and_origins_come_oldest_death_first(morgue: Morgue) -> None:
     """The order is that of the deaths, not of queues or origins; an unreadable body has its place too."""
     put = [
@@ -27,6 +29,7 @@ def test_letters_of_all_queues_and_origins_come_oldest_death_first(morgue: Morgu
     assert ids(morgue, Selector(queue="a")) == [put[1], put[2]]
 
 
+@both_brokers
 def test_letters_are_found_by_their_id_and_by_their_messages(morgue: Morgue) -> None:
     first, second = morgue.letter(1), morgue.stock(2, queue="other")
     by_id = letters.find(morgue.transport, first)
@@ -36,6 +39,7 @@ def test_letters_are_found_by_their_id_and_by_their_messages(morgue: Morgue) -> 
     assert ids(morgue, Selector(ids=(second, first, by_id.message.message_id, "no-such"))) == [first, second]
 
 
+@both_brokers
 def test_an_unknown_letter_is_answered_with_what_to_type(morgue: Morgue) -> None:
     there = morgue.letter(1, queue="a")
     with pytest.raises(LetterError, match=r"no dead letter 'nope': .*`reliq dlq list`"):
@@ -44,6 +48,7 @@ def test_an_unknown_letter_is_answered_with_what_to_type(morgue: Morgue) -> None
         letters.find(morgue.transport, there, "b")
 
 
+@both_brokers
 def test_groups_from_the_index_and_from_the_letters_agree(morgue: Morgue) -> None:
     """Whether letters were read or not, the same causes have the same counts and versions."""
     for number in range(3):
@@ -69,6 +74,7 @@ def test_groups_from_the_index_and_from_the_letters_agree(morgue: Morgue) -> Non
     ]  # fmt: skip
 
 
+@both_brokers
 @pytest.mark.parametrize(
     "selector",
     [
