@@ -18,6 +18,7 @@ from dramatiq.message import Message
 import reliq
 from reliq.message.letter import DeadLetter
 from reliq.testing import Census, RedisServer, RunLog, Tally, WorkerGroup, eventually, take_census, tally
+from reliq.testing.census import State
 from reliq.testing.plugin import MakeWorkers
 from reliq.transport.redis.transport import RedisTransport
 from reliq.transport.settling import outgoing
@@ -26,10 +27,14 @@ from reliq.wiring import transport_of
 APPS = Path(__file__).parent / "apps"
 
 MODES = ("plain", "reliq")
+#: Where a message is neither done nor dead.
+OPEN_STATES: tuple[State, ...] = ("ready", "unacked", "delayed", "stock_delayed", "ghost")
 
 
 class Rig:
-    """One application in one namespace of one Redis."""
+    """One application in one namespace of one Redis. (On RabbitMQ: `rabbit_rig.py`.)"""
+
+    kind = "redis"
 
     def __init__(
         self,
@@ -136,6 +141,10 @@ class Rig:
         """What Redis holds now."""
         return take_census(self.client, self.namespace)
 
+    def holds(self, *states: State) -> int:
+        """How many messages the broker has in these states."""
+        return self.census().count(*states)
+
     def letters(self, queue: str = "default") -> list[dict[str, Any]]:
         """Every dead letter as `reliq dlq show -o json` gives it, oldest death first."""
         return [letter.as_dict() for letter in self.raw_letters(queue)]
@@ -169,9 +178,8 @@ class Rig:
 
     def wait_settled(self, timeout: float = 40) -> None:
         """Wait until nothing is ready, running or delayed: all is done or dead."""
-        open_states = ("ready", "unacked", "delayed", "stock_delayed", "ghost")
         eventually(
-            lambda: self.census().count(*open_states) == 0,
+            lambda: self.holds(*OPEN_STATES) == 0,
             timeout,
             0.05,
             f"every message to be done or dead ({self.log!r}, {self.census()})",

@@ -8,21 +8,27 @@ step, or one for queues whose messages nobody will run.
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pika
 
-from reliq.testing import Census, Place, RabbitmqApi
+from reliq.testing import Census, Place, RabbitmqApi, eventually
 from reliq.testing.census import State
+from reliq.testing.rabbitmq_api import ApiError
 from reliq.testing.runlog import hashable
 from reliq.transport.rabbitmq.frames import META
 from reliq.transport.rabbitmq.topology import target_of
 
 #: s that the broker may take to deliver what it says it has.
 PATIENCE_S = 5.0
+#: Two looks so far apart find nothing, where counts are at most 0.25 s old: nothing moves. Seconds.
+STILL_S = 0.4
 DELAYS, UNROUTED = "reliq.delay.", "reliq.unrouted"
+_SUFFIXES: tuple[tuple[str, State], ...] = ((".DQ", "stock_delayed"), (".XQ", "stock_dead"), (".dead", "dead"))
 #: Queues where messages rest: they are not waited for.
 RESTING = (".dead", ".XQ")
 
@@ -60,6 +66,30 @@ def busy(server: RabbitmqApi, vhost: str) -> dict[str, tuple[int, int]]:
     return {name: both for name, both in counts.items() if any(both) and not name.endswith(RESTING)}
 
 
+def wait_idle(server: RabbitmqApi, vhost: str, timeout: float) -> None:
+    """Wait until no queue holds anything, ready or unacked, but those of the dead. Raises `TimeoutError`."""
+    since = 0.0
+
+    def still() -> bool:
+        nonlocal since
+        if busy(server, vhost):
+            since = 0.0
+        elif not since:
+            since = time.monotonic()
+        return bool(since) and time.monotonic() - since > STILL_S
+
+    eventually(still, timeout, 0.1, "every queue to be empty", (ApiError,))
+
+
+def held(server: RabbitmqApi, vhost: str) -> Counter[State]:
+    """How many messages are in each state, in queues or with workers. At most 0.25 s old; nothing is looked at."""
+    counts: Counter[State] = Counter()
+    for queue in server.queues(vhost):
+        number = int(queue["messages_ready"]) + int(queue["messages_unacknowledged"])
+        counts[_state_of(queue["name"])] += number
+    return counts
+
+
 def _peek(channel: Any, queue_name: str) -> Iterator[tuple[Any, Any, bytes]]:
     left = channel.queue_declare(queue_name, passive=True).method.message_count
     if not left:
@@ -74,7 +104,6 @@ def _peek(channel: Any, queue_name: str) -> Iterator[tuple[Any, Any, bytes]]:
 
 
 def _place(name: str, method: Any, properties: Any, body: bytes) -> Place:
-    state, queue = _state_and_queue(name, method)
     record = (properties.headers or {}).get(META)
     message_id, args = None, None
     try:
@@ -83,8 +112,8 @@ def _place(name: str, method: Any, properties: Any, body: bytes) -> Place:
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     return Place(
-        queue=queue,
-        state=state,
+        queue=_plain_name(name, method),
+        state=_state_of(name),
         holder=None,
         body=body,
         message_id=message_id,
@@ -94,13 +123,15 @@ def _place(name: str, method: Any, properties: Any, body: bytes) -> Place:
     )
 
 
-def _state_and_queue(name: str, method: Any) -> tuple[State, str]:
+def _state_of(name: str) -> State:
     if name.startswith(DELAYS):
-        return "delayed", target_of(method.exchange, method.routing_key)
+        return "delayed"
     if name.startswith(UNROUTED):
-        return "ghost", target_of(method.exchange, method.routing_key)
-    suffixes: tuple[tuple[str, State], ...] = ((".DQ", "stock_delayed"), (".XQ", "stock_dead"), (".dead", "dead"))
-    for suffix, state in suffixes:
-        if name.endswith(suffix):
-            return state, name[: -len(suffix)]
-    return "ready", name
+        return "ghost"
+    return next((state for suffix, state in _SUFFIXES if name.endswith(suffix)), "ready")
+
+
+def _plain_name(name: str, method: Any) -> str:
+    if name.startswith((DELAYS, UNROUTED)):
+        return target_of(method.exchange, method.routing_key)
+    return next((name[: -len(suffix)] for suffix, _ in _SUFFIXES if name.endswith(suffix)), name)

@@ -38,12 +38,10 @@ from reliq.testing.rabbitmq_api import ApiError
 from reliq.transport.rabbitmq.transport import RabbitTransport
 from reliq.transport.settling import outgoing
 from reliq.wiring import transport_of
-from tests.faults.rabbit_census import busy, take_census
+from tests.faults.rabbit_census import STILL_S, busy, take_census, wait_idle
 from tests.faults.stage import Mode, message
 
 TASKS = "tests.faults.apps.r_tasks"
-#: Two looks so far apart find nothing, where counts are at most 0.25 s old: nothing moves. Seconds.
-STILL_S = 0.4
 
 
 class RabbitStage:
@@ -214,17 +212,7 @@ class RabbitStage:
 
     def wait_idle(self, timeout: float) -> None:
         """Wait until no queue holds anything, ready or unacked, but those of the dead. Raises `TimeoutError`."""
-        since = 0.0
-
-        def still() -> bool:
-            nonlocal since
-            if self.busy():
-                since = 0.0
-            elif not since:
-                since = time.monotonic()
-            return bool(since) and time.monotonic() - since > STILL_S
-
-        eventually(still, timeout, 0.1, "every queue to be empty", (ApiError,))
+        wait_idle(self.server, self.vhost, timeout)
 
     def give_up(self, keys: list[int], *, quiet: float, timeout: float) -> Tally:
         """For plain Dramatiq: wait until all ended, or nobody has written anything for `quiet` s, then count. What

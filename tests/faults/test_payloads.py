@@ -1,5 +1,5 @@
 """Bodies that nobody can read, actors that nobody knows, texts that nobody should see: each ends as a dead letter with
-its reason, and its neighbours finish. Stock worker processes on a real Redis."""
+its reason, and its neighbours finish. Stock worker processes on a real Redis and a real RabbitMQ."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pytest
 from dramatiq.message import Message
 
 from reliq.testing import WorkerGroup
-from tests.faults.b_rig import Rig, shared_rig
+from tests.faults.b_rig import Rig
+from tests.faults.rabbit_rig import KINDS, rig_of_a_kind
 from tests.faults.stage import SLACK
 
-rig = pytest.fixture(shared_rig)
+rig = pytest.fixture(params=KINDS)(rig_of_a_kind)
 
 
 def own_lines(group: WorkerGroup) -> str:
@@ -36,7 +37,7 @@ def test_an_undecodable_body_among_fifty_is_set_aside_with_its_bytes(rig: Rig) -
     put_at = time.monotonic()
     rig.put(poison, "poison")
     rig.send_many("work", range(25, 50))
-    rig.wait_for(lambda: rig.census().count("dead"), "the letter")
+    rig.wait_for(lambda: rig.holds("dead"), "the letter")
     took = time.monotonic() - put_at
     rig.wait_done(50)
     rig.wait_settled()
@@ -72,7 +73,7 @@ def test_each_malformed_body_is_set_aside_and_its_neighbours_run(rig: Rig) -> No
         rig.send("work", f"before {name}")
         rig.put(body, f"bad-{number}")
         rig.send("work", f"after {name}")
-        rig.wait_for(lambda n=number: rig.census().count("dead") == n, f"the letter of a body that is {name}")
+        rig.wait_for(lambda n=number: rig.holds("dead") == n, f"the letter of a body that is {name}")
         rig.wait_done(2 * number)
     rig.wait_settled()
     tally = rig.tally()
@@ -145,7 +146,7 @@ def test_a_pickle_is_never_loaded(rig: Rig, tmp_path: Path) -> None:
     rig.send_many("work", range(10))
     rig.workers()
     rig.wait_done(10)
-    rig.wait_for(lambda: rig.census().count("dead") == 12, "the letters")
+    rig.wait_for(lambda: rig.holds("dead") == 12, "the letters")
     rig.wait_settled()
     rig.count(f"{rig.tally()}; letters {len(rig.letters())}")
     assert not fuse.exists()
@@ -181,7 +182,7 @@ def test_an_unknown_actor_waits_for_a_newer_worker(rig: Rig) -> None:
     attempt spent, no letter."""
     rig.send_many("newcomer", range(5))
     old = rig.workers()
-    rig.wait_for(lambda: rig.census().count("delayed") == 5, "the deferrals")
+    rig.wait_for(lambda: rig.holds("delayed") == 5, "the deferrals")
     rig.workers(env={"APP_VERSION": "2"})
     old.terminate()
     old.wait(20)
@@ -196,8 +197,8 @@ def test_an_unknown_actor_becomes_a_letter_after_the_grace(rig: Rig) -> None:
     """Row 42: when the grace is over and still nobody knows the actor: 5 letters `unknown_actor`, no attempt."""
     rig.send_many("newcomer", range(5))
     rig.workers(delivery={"unknown_actor_grace": 500})
-    rig.wait_for(lambda: rig.census().count("delayed") == 5, "the deferrals")
-    rig.wait_for(lambda: rig.census().count("dead") == 5, "the letters")
+    rig.wait_for(lambda: rig.holds("delayed") == 5, "the deferrals")
+    rig.wait_for(lambda: rig.holds("dead") == 5, "the letters")
     rig.count(tally := rig.tally())
     assert (tally.dead, tally.done, tally.lost) == (5, 0, 0)
     assert {(letter["reason"], letter["attempts"]) for letter in rig.letters()} == {("unknown_actor", 0)}

@@ -1,10 +1,12 @@
 """Dead letters say everything of the attempt that killed, lie in the order of death, and stay until discarded.
 
-Stock worker processes on a real Redis. What the letters say is compared with what the tasks wrote down.
+Stock worker processes on a real Redis, and on a real RabbitMQ where letters are the same there. What the letters say is
+compared with what the tasks wrote down.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from datetime import datetime
@@ -13,9 +15,11 @@ from typing import Any
 import dramatiq
 import pytest
 
-from tests.faults.b_rig import MODES, Rig, shared_rig
+from tests.faults.b_rig import MODES, Rig
+from tests.faults.rabbit_rig import KINDS, rig_of_a_kind
 
-rig = pytest.fixture(shared_rig)
+rig = pytest.fixture(rig_of_a_kind)
+on_both = pytest.mark.parametrize("rig", KINDS, indirect=True)
 
 #: API §4, the dead letter; `body_base64` and `celery` only where they apply.
 FIELDS = [
@@ -35,6 +39,7 @@ def at(moment: str) -> float:
 # -- what a letter says ----------------------------------------------------------------------------------------------
 
 
+@on_both
 def test_a_letter_has_every_field_of_the_attempt_that_killed_it(rig: Rig) -> None:
     """Row 41: three attempts; every field of the letter agrees with what the run log, the worker and the sender know,
     and is that of the last attempt. A twin with other arguments has the same fingerprint."""
@@ -42,7 +47,7 @@ def test_a_letter_has_every_field_of_the_attempt_that_killed_it(rig: Rig) -> Non
     message = rig.message("doomed", "a", max_age=DAY_MS, tenant="north").copy(kwargs={"note": "é\n"})
     rig.broker().enqueue(message)
     rig.send("doomed", "b")
-    rig.wait_for(lambda: rig.census().count("dead") == 2, "two letters")
+    rig.wait_for(lambda: rig.holds("dead") == 2, "two letters")
     rig.wait_settled()
     first, second = sorted(rig.letters(), key=lambda letter: letter["args"])
     fails = [entry for entry in rig.log.entries() if entry.event == "fail" and entry.key == "a"]
@@ -70,13 +75,14 @@ def test_a_letter_has_every_field_of_the_attempt_that_killed_it(rig: Rig) -> Non
         assert 0 <= logged["duration_ms"] <= (failed.at - started.at) * 1000 + 500
     assert at(first["first_failed_at"]) == pytest.approx(fails[0].fields["real"], abs=0.5)
     assert at(first["died_at"]) == pytest.approx(fails[2].fields["real"], abs=0.5)
-    assert (first["worker"], first["broker"]) == (who, "redis")
+    assert (first["worker"], first["broker"]) == (who, rig.kind)
     (place,) = [place for place in rig.census().of("dead") if place.key == "a"]
     assert first["size_bytes"] == len(place.body)
     assert first["fingerprint"] == second["fingerprint"]
     rig.count(f"fields {len(first)} of {len(FIELDS)}, attempts told {first['attempts']} of {len(fails)}")
 
 
+@on_both
 def test_each_reason_is_given_for_what_it_means(rig: Rig) -> None:
     """One message for each way to die: each letter has the reason of API §4, and only what cannot be encoded or sent is
     `rejected`; 0 lost."""
@@ -101,7 +107,7 @@ def test_each_reason_is_given_for_what_it_means(rig: Rig) -> None:
     rig.put(b"\x80\x05.", "pickle")
     rig.put(b"{", "half")
     rig.workers(module="b_deaths", delivery={"unknown_actor_grace": 0})
-    rig.wait_for(lambda: rig.census().count("dead") == len(expected) + 2, "the letters")
+    rig.wait_for(lambda: rig.holds("dead") == len(expected) + 2, "the letters")
     rig.wait_settled()
     letters = rig.letters()
     told = {letter["actor"]: letter["reason"] for letter in letters if letter["actor"]}
@@ -112,6 +118,25 @@ def test_each_reason_is_given_for_what_it_means(rig: Rig) -> None:
     assert "start" not in {entry.event for entry in rig.log.entries() if entry.key == "too_old"}
     attempts = {letter["actor"]: letter["attempts"] for letter in letters}
     assert (attempts["fails"], attempts["permanent"], attempts["nobody_knows_it"]) == (2, 1, 0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rig", ["rabbitmq"], indirect=True)
+def test_plain_dramatiq_says_nothing_of_what_killed(rig: Rig) -> None:
+    """Rows 38, 41, 42 on plain Dramatiq and RabbitMQ: three dead messages, none of which says why: no reason, the
+    traceback and the count of the attempt before the last."""
+    rig.broker("plain").enqueue(rig.message("doomed", "a"))
+    rig.broker("plain").enqueue(rig.message("newcomer", "b"))
+    rig.put(b"{garbage", "poison")
+    rig.workers("plain")
+    rig.wait_for(lambda: rig.holds("stock_dead") == 3, "three dead messages")
+    bodies = {place.key: place.body for place in rig.census().of("stock_dead")}
+    options = {key: json.loads(bodies[key])["options"] for key in ("a", "b")}
+    rig.count(f"dead {len(bodies)}, retries told {options['a']['retries']} of 3 attempts, reasons 0")
+    assert (bodies[None], options["b"]) == (b"{garbage", {})
+    assert options["a"]["retries"] == 2
+    assert "attempt 2 of a" in options["a"]["traceback"]
+    assert "attempt 3 of a" not in options["a"]["traceback"]
 
 
 # -- order and retention ---------------------------------------------------------------------------------------------
@@ -148,7 +173,7 @@ def test_letters_are_kept_until_somebody_discards_them(rig: Rig) -> None:
     command and keeps nothing longer than a second: 20 letters; discarding one leaves 19."""
     rig.send_many("fails_once", range(20))
     rig.workers()
-    rig.wait_for(lambda: rig.census().count("dead") == 20, "the letters")
+    rig.wait_for(lambda: rig.holds("dead") == 20, "the letters")
     _age(rig, 30 * DAY_MS)
     rig.workers()
     rig.workers("plain", broker={"dead_message_ttl": 1_000, "maintenance_chance": 1_000_000})
@@ -159,7 +184,7 @@ def test_letters_are_kept_until_somebody_discards_them(rig: Rig) -> None:
     rig.count(f"letters 20 kept {len(kept)}")
     assert len(kept) == 20
     assert rig.transport.discard(kept[0])
-    assert rig.census().count("dead") == 19
+    assert rig.holds("dead") == 19
 
 
 def test_plain_dramatiq_deletes_dead_messages_without_a_trace(rig: Rig) -> None:
@@ -176,14 +201,14 @@ def test_a_retention_deletes_what_is_older_and_nothing_else(rig: Rig) -> None:
     """Row 43: `retention` of a day: of 20 letters 10 are two days old: 10 kept, 10 gone with all their traces."""
     rig.send_many("fails_once", range(10))
     first = rig.workers()
-    rig.wait_for(lambda: rig.census().count("dead") == 10, "the old letters")
+    rig.wait_for(lambda: rig.holds("dead") == 10, "the old letters")
     _age(rig, 2 * DAY_MS)
     rig.send_many("fails_once", range(10, 20))
-    rig.wait_for(lambda: rig.census().count("dead") == 20, "the new letters")
+    rig.wait_for(lambda: rig.holds("dead") == 20, "the new letters")
     first.terminate()
     first.wait(20)
     group = rig.workers(letters={"retention": DAY_MS})
-    rig.wait_for(lambda: rig.census().count("dead") == 10, "the old ones to go")
+    rig.wait_for(lambda: rig.holds("dead") == 10, "the old ones to go")
     kept = {letter["args"][0] for letter in rig.letters()}
     rig.count(f"letters 20 kept {len(kept)}")
     assert kept == set(range(10, 20))

@@ -11,19 +11,14 @@ import os
 import threading
 
 import dramatiq
-import redis
-from dramatiq.brokers.redis import RedisBroker
+from b_broker import connect
 from dramatiq.middleware import CurrentMessage
 
 from reliq.testing import RunLog
 
 log = RunLog(os.environ["APP_LOG"])
 settings = json.loads(os.environ.get("APP_SETTINGS", "{}"))
-broker = RedisBroker(
-    client=redis.Redis.from_url(os.environ["APP_URL"], retry=None, **settings.get("client", {})),
-    namespace=os.environ["APP_NAMESPACE"],
-    **settings.get("broker", {}),
-)
+broker = connect(settings)
 
 if os.environ["APP_MODE"] == "reliq":
     import reliq

@@ -7,7 +7,7 @@ import json
 import os
 
 import dramatiq
-from dramatiq.brokers.redis import RedisBroker
+from b_broker import connect
 from dramatiq.middleware import CurrentMessage, SkipMessage
 
 import reliq
@@ -15,7 +15,7 @@ from reliq.testing import RunLog
 
 log = RunLog(os.environ["APP_LOG"])
 settings = json.loads(os.environ["APP_SETTINGS"])
-broker = RedisBroker(url=os.environ["APP_URL"], namespace=os.environ["APP_NAMESPACE"])
+broker = connect(settings)
 quick = {"min_backoff": 50, "max_backoff": 100}
 
 
