@@ -40,7 +40,7 @@ class Application:
 
     def __init__(self, url: str, mode: str, queues: list[str], cls: type[RabbitmqBroker], **options: Any) -> None:
         self.ran: list[int] = []
-        send_timeout = options.pop("send_timeout", 3_000)
+        send_timeout = options.pop("send_timeout", 15_000)  # the machine may be busy
         self.broker = cls(url=url, **options)
         if mode == "reliq":
             reliq.install(self.broker, reliq.Delivery(send_timeout=send_timeout))
