@@ -21,7 +21,7 @@ from reliq.transport.rabbitmq.intake import epoch_and_tag, token_of
 from reliq.transport.rabbitmq.letters import letter_of
 from reliq.transport.rabbitmq.subscription import Arrival, Subscription
 from reliq.transport.rabbitmq.topology import LEVELS, LONGEST_MS, UNIT_MS, Ladder, kept, target_of
-from reliq.transport.settlement import Bury, Publish
+from reliq.transport.settlement import Bury, Publish, Settlement
 
 QUEUES = st.from_regex(r"[a-z0-9_-]{1,8}(\.[a-z0-9_-]{1,8}){0,3}", fullmatch=True)
 
@@ -107,7 +107,7 @@ class TestCopies:
         """The twin's channel ended before it was settled: it comes again itself."""
         copies = Copies()
         copies.arrives(self.KEY, 1, redelivered=False, marked=True)
-        copies.lost(1, [])
+        copies.lost(1, [], [])
         assert copies.arrives(self.KEY, 2, redelivered=False, marked=True) == "run"
 
     def test_one_that_was_settled_right_before_its_channel_was_lost_does_not_run_again_when_it_comes_again(
@@ -117,9 +117,33 @@ class TestCopies:
         copies = Copies()
         copies.arrives(self.KEY, 1, redelivered=False, marked=False)
         copies.settled(self.KEY, marked=False)
-        copies.lost(1, [self.KEY])
+        copies.lost(1, [], [(self.KEY, None)])
         assert copies.arrives(self.KEY, 2, redelivered=False, marked=False) == "run"
-        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "copy"
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "ended"
+        assert copies.result(self.KEY) is None
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "run"
+
+    def test_one_whose_first_run_goes_on_without_its_channel_waits_and_takes_its_result(self) -> None:
+        """Once each: of two sends of one id that both run on, both results are taken."""
+        copies, result = Copies(), Settlement("q", "1.1", "retried")
+        one, two = Message("q", "a", (), {}, {}), Message("q", "a", (), {}, {})
+        copies.lost(1, [(self.KEY, one), (self.KEY, two)], [])
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "wait"
+        copies.ended(self.KEY, one, result)
+        assert copies.arrives(self.KEY, 2, redelivered=False, marked=True) == "ended"
+        assert copies.result(self.KEY) is result
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "wait"
+        copies.ended(self.KEY, two)
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "ended"
+        assert copies.result(self.KEY) is None
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "run"
+
+    def test_one_whose_first_run_is_nobodys_any_more_runs(self) -> None:
+        """Its thread is gone, and with it the message."""
+        copies, message = Copies(), Message("q", "a", (), {}, {})
+        copies.lost(1, [(self.KEY, message)], [])
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "wait"
+        del message
         assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "run"
 
     def test_memory_is_bounded(self) -> None:

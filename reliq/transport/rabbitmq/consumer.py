@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.broker import MessageProxy
@@ -36,6 +37,13 @@ ANSWER_S = 5.0
 TWIN_WAITS_MS = 5_000
 #: The most that is taken from a stock delay queue at a time: it is moved on at once, never kept.
 MOST_DELAYED = 500
+
+
+_CAME_AGAIN = {
+    "copy": "it is acked, because this attempt has had its run",
+    "wait": "it waits, because its first run goes on here",
+    "ended": "it takes the result of its first run",
+}
 
 
 class RabbitDelivered(Delivered):
@@ -86,6 +94,7 @@ class RabbitConsumer(SettlingConsumer):
             return None
         marked = AGAIN in (arrival.properties.headers or ())
         options = message.message.options
+        subscription.handed[arrival.tag] = message
         if not (arrival.redelivered or marked or "retries" in options or "reliq" in options):
             return message
         assert isinstance(message, RabbitDelivered)
@@ -93,16 +102,16 @@ class RabbitConsumer(SettlingConsumer):
         answer = self.transport.copies.arrives(key, subscription.epoch, redelivered=arrival.redelivered, marked=marked)
         if answer == "run":
             return message
-        if answer == "copy":
-            subscription.ack(arrival.tag)
+        del subscription.handed[arrival.tag]
+        settlement = self.transport.copies.result(key) if answer == "ended" else None
+        if answer == "wait":
+            settlement = self.transport.put_off(self.queue_name, token, self._restored(arrival.body), TWIN_WAITS_MS)
+        if settlement is not None:
+            self.settle_here(replace(settlement, token=token))
         else:
-            again = self._restored(arrival.body)
-            self.settle_here(self.transport.put_off(self.queue_name, token, again, TWIN_WAITS_MS))
+            subscription.ack(arrival.tag)
         self.logger.warning(
-            "Queue %r: message %r came again, %s.",
-            self.queue_name,
-            message.message_id,
-            "and is acked: this attempt has had its run" if answer == "copy" else "and waits: its twin is running",
+            "Queue %r: message %r came again; %s.", self.queue_name, message.message_id, _CAME_AGAIN[answer]
         )
         return None
 
@@ -155,12 +164,13 @@ class RabbitConsumer(SettlingConsumer):
         if subscription is not None and isinstance(message, RabbitDelivered) and message.known_by is not None:
             self.transport.settler.remember(message, subscription, tag)
         if subscription is None or not subscription.ack(tag):
+            assert isinstance(message, RabbitDelivered)
+            self.transport.intake.too_late(message.token, message, None)
             self.logger.warning(
-                "Queue %r: message %r was done, but the channel it came on is gone; it will be delivered again.",
+                "Queue %r: message %r is done, but the channel it came on is gone; it is acked when it comes again.",
                 self.queue_name,
                 message.message_id,
             )
-            return
 
     def release(self, token: str) -> None:
         """The window is the broker's: it counts what is not acked."""
@@ -209,12 +219,7 @@ class RabbitConsumer(SettlingConsumer):
         self._closed = True
         subscription, self.subscription = self.subscription, None
         if subscription is not None:
-            try:
-                subscription.close(ANSWER_S)
-                # All that was settled on it is acked.
-                subscription.lately.clear()
-            finally:
-                self.transport.intake.forget(subscription)
+            self.transport.intake.close(subscription, ANSWER_S)
 
 
 class RabbitDelayConsumer(RabbitConsumer):

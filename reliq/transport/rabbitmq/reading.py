@@ -123,7 +123,8 @@ class Reading:
             return self._taken()
         if self._channel is None:
             first = self._parameters[0]
-            return refusal_of(exc, f"RabbitMQ cannot be reached: {first.host}:{first.port}: ")
+            what = "refuses the connection" if code_of(exc) >= 400 else "cannot be reached"
+            return refusal_of(exc, f"RabbitMQ {what}: {first.host}:{first.port}: ")
         return refusal_of(exc, f"reading queue {self.queue_name!r}: ")
 
     def _taken(self) -> Refusal:

@@ -49,7 +49,11 @@ class Subscription:
         self._arrived: SimpleQueue[Arrival | None] = SimpleQueue()
         #: What came and was neither acked nor given back, in order of arrival. Added to by the link's thread.
         self.outstanding: dict[int, Arrival] = {}
+        #: Of those, what was handed to a worker.
+        self.handed: dict[int, Any] = {}
         self._owed: deque[int] = deque()
+        #: What runs have come to that ended after the subscription had, by tag: see `intake.py`.
+        self.late: dict[int, Any] = {}
         #: What was settled on it lately, with the time (monotonic seconds): the transport's memory, see `copies.py`.
         self.lately: deque[tuple[float, Any]] = deque(maxlen=1_000)
         self._scheduled = False
@@ -77,7 +81,12 @@ class Subscription:
     @property
     def held(self) -> int:
         """How many were taken and are not done."""
-        return len(self.outstanding.keys() - set(self._owed)) - self.waiting
+        return len(self.outstanding.keys() - self.owed) - self.waiting
+
+    @property
+    def owed(self) -> set[int]:
+        """The tags whose acks are owed."""
+        return set(self._owed)
 
     # -- from any thread -----------------------------------------------------------------------------------------
 
@@ -213,9 +222,11 @@ class Subscription:
             last = tag
             done.discard(tag)
             del self.outstanding[tag]
+            self.handed.pop(tag, None)
         if last:
             self._channel.basic_ack(last, multiple=True)
         for tag in sorted(done):
+            self.handed.pop(tag, None)
             if self.outstanding.pop(tag, None) is not None:
                 self._channel.basic_ack(tag)
 
@@ -223,6 +234,7 @@ class Subscription:
         self._flush()
         # The last first: each goes to the head of the queue.
         for tag in sorted(tags, reverse=True):
+            self.handed.pop(tag, None)
             if self.outstanding.pop(tag, None) is not None and self._channel.is_open:
                 self._channel.basic_nack(tag, requeue=True)
 
