@@ -100,9 +100,9 @@ def find_epmd() -> str:
 
 @functools.cache
 def rabbitmq_version(binary: str) -> tuple[int, ...]:
-    """The version of `binary`, such as (3, 10, 8), read from the folders beside it or from `rabbitmqctl`."""
+    """The version of `binary`, such as (3, 10, 8), read from the folders it lies in, else asked from its `rabbitmqctl`."""
     home = Path(binary).resolve().parent.parent
-    for path in (*home.glob("lib/rabbitmq_server-*"), *home.glob("plugins/rabbit-[0-9]*")):
+    for path in (home, *home.glob("plugins/rabbit-[0-9]*")):
         if match := re.search(r"-(\d+)\.(\d+)\.(\d+)", path.name):
             return tuple(map(int, match.groups()))
     control = str(Path(binary).with_name("rabbitmqctl"))

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from reliq.testing import RabbitmqApi
+
 pytest_plugins = ["pytester"]
 
-OPTIONS = ("-p", "reliq.testing.plugin", "-p", "no:valkey", "-p", "no:cacheprovider", "-p", "no:xdist")
+OPTIONS = ("-p", "reliq.testing.plugin", "-p", "no:valkey", "-p", "no:cacheprovider", "-n", "0")
+SPREAD = ("-n", "2")
 
 
 def test_fixtures_give_a_server_a_proxy_a_log_and_namespaces(pytester: pytest.Pytester) -> None:
@@ -71,6 +74,51 @@ def test_a_missing_server_fails_and_says_what_to_install(
     result = pytester.runpytest_subprocess(*OPTIONS)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*no-such-server is not a program*apt-get install redis-server*"])
+
+
+def test_a_missing_rabbitmq_fails_and_says_what_to_install(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the run's own node, which another process of it would have started."""
+    monkeypatch.setenv("RELIQ_TEST_RABBITMQ_BINARY", "no-such-server")
+    pytester.makepyfile("def test_it(rabbitmq_server): pass\ndef test_that(vhost): pass")
+    result = pytester.runpytest_subprocess(*OPTIONS, *SPREAD)
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*no-such-server is not a program*apt-get install*rabbitmq-server*"] * 2)
+
+
+def test_a_spread_run_shares_one_rabbitmq_and_takes_it_along(pytester: pytest.Pytester) -> None:
+    """One node for all processes, a vhost for each test; nothing is left of it."""
+    pytester.makepyfile(
+        """
+        import os, pathlib, time
+        import pytest
+        from reliq.testing import eventually
+
+        @pytest.mark.parametrize("turn", [1, 2])
+        def test_it(shared_rabbitmq, vhost, fault_proxy, turn):
+            pathlib.Path(f"{os.getpid()}.seen").write_text(f"{shared_rabbitmq.place.folder}\\n{vhost}")
+            assert shared_rabbitmq.queues(vhost) == []
+            assert shared_rabbitmq.ctl("list_vhosts").count("test-") in (1, 2)
+            assert fault_proxy(shared_rabbitmq).port != shared_rabbitmq.port
+            eventually(lambda: len(list(pathlib.Path().glob("*.seen"))) == 2, 60, what="both processes here")
+        """
+    )
+    result = pytester.runpytest_subprocess(*OPTIONS, *SPREAD)
+    result.assert_outcomes(passed=2)
+    folders, vhosts = zip(*(path.read_text().split() for path in pytester.path.glob("*.seen")), strict=True)
+    assert (len(set(folders)), len(set(vhosts))) == (1, 2)
+    assert not Path(folders[0]).exists()
+
+
+def test_a_named_rabbitmq_is_used_instead_of_a_node(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, shared_rabbitmq: RabbitmqApi
+) -> None:
+    monkeypatch.setenv("RELIQ_TEST_RABBITMQ_URL", shared_rabbitmq.url())
+    monkeypatch.setenv("RELIQ_TEST_RABBITMQ_MANAGEMENT_URL", shared_rabbitmq.management_url)
+    monkeypatch.setenv("RELIQ_TEST_RABBITMQ_BINARY", "no-such-server")
+    pytester.makepyfile("def test_it(shared_rabbitmq, vhost): assert shared_rabbitmq.queues(vhost) == []")
+    pytester.runpytest_subprocess(*OPTIONS).assert_outcomes(passed=1)
 
 
 def test_a_callback_that_failed_fails_the_test(pytester: pytest.Pytester) -> None:
