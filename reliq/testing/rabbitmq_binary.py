@@ -6,6 +6,7 @@ Guarantee: the path of a program that exists and that any user may run, or `Serv
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from reliq.testing.redis_binary import ServerMissing
@@ -65,7 +67,8 @@ def install_rabbitmq() -> str:
     Does nothing if a server is there already. Waits for other processes that install at the same moment.
     Raises `ServerMissing` when this user cannot install, or the installation fails.
     """
-    lock_path = Path(tempfile.gettempdir()) / f"reliq-install-rabbitmq-{os.getuid()}.lock"
+    # The lock of install_redis: apt-get runs once at a time.
+    lock_path = Path(tempfile.gettempdir()) / f"reliq-install-redis-{os.getuid()}.lock"
     with lock_path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -73,16 +76,9 @@ def install_rabbitmq() -> str:
         except ServerMissing:
             if os.geteuid() != 0 or shutil.which("apt-get") is None:
                 raise
-        # RUNLEVEL=1 keeps Debian's script from starting the service: tests start their own server.
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        for command in (
-            ["apt-get", "update"],
-            ["apt-get", "install", "-y", "--no-install-recommends", "rabbitmq-server"],
-        ):
-            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            if result.returncode != 0:
-                reason = result.stderr.strip()[-500:]
-                raise ServerMissing(f"`{' '.join(command)}` failed: {reason}; {_HOW_TO}")
+        with _no_service("rabbitmq-server"):
+            _run("apt-get", "update")
+            _run("apt-get", "install", "-y", "--no-install-recommends", "rabbitmq-server")
         return find_rabbitmq()
 
 
@@ -91,7 +87,8 @@ def find_epmd() -> str:
     found = shutil.which("epmd")
     if found is None and (erl := shutil.which("erl")) is not None:
         # Some packages put only `erl` on PATH; epmd lies in the runtime's own folder.
-        near = sorted(Path(erl).resolve().parent.parent.glob("**/erts-*/bin/epmd"))
+        root = Path(erl).resolve().parent.parent
+        near = [*root.glob("erts-*/bin/epmd"), *root.glob("lib/erlang/erts-*/bin/epmd")]
         found = str(near[0]) if near else None
     if found is None:
         raise ServerMissing(f"no Erlang (epmd) on PATH: {_HOW_TO}")
@@ -100,7 +97,7 @@ def find_epmd() -> str:
 
 @functools.cache
 def rabbitmq_version(binary: str) -> tuple[int, ...]:
-    """The version of `binary`, such as (3, 10, 8), read from the folders it lies in, else asked from its `rabbitmqctl`."""
+    """The version of `binary`, such as (3, 10, 8), from the folders it lies in, else from its `rabbitmqctl`."""
     home = Path(binary).resolve().parent.parent
     for path in (home, *home.glob("plugins/rabbit-[0-9]*")):
         if match := re.search(r"-(\d+)\.(\d+)\.(\d+)", path.name):
@@ -111,6 +108,27 @@ def rabbitmq_version(binary: str) -> tuple[int, ...]:
     if match is None:
         raise ServerMissing(f"`{control} version` names no version: {line.strip()!r}; {_HOW_TO}")
     return tuple(map(int, match.groups()))
+
+
+@contextlib.contextmanager
+def _no_service(unit: str) -> Iterator[None]:
+    """While a package is installed, keep systemd from starting its service: tests start their own server."""
+    if not Path("/run/systemd/system").is_dir():
+        yield
+        return
+    subprocess.run(["systemctl", "mask", "--runtime", "--quiet", unit], check=False)  # gone with the next boot
+    try:
+        yield
+    finally:
+        subprocess.run(["systemctl", "unmask", "--runtime", "--quiet", unit], check=False)
+
+
+def _run(*command: str) -> None:
+    # RUNLEVEL=1 keeps scripts of the old kind from starting the service.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise ServerMissing(f"`{' '.join(command)}` failed: {result.stderr.strip()[-500:]}; {_HOW_TO}")
 
 
 def _program_at(path: str) -> str | None:
