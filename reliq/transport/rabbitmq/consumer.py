@@ -33,17 +33,10 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_S = 1.0
 #: How long the broker may take to answer what a consumer asks of it. Seconds.
 ANSWER_S = 5.0
-#: How long a copy waits that came while its twin was running; then the twin has ended, and the copy is known.
-TWIN_WAITS_MS = 5_000
+#: How often a message that waits for its twin's end is looked at again. Seconds.
+LOOK_AGAIN_S = 0.1
 #: The most that is taken from a stock delay queue at a time: it is moved on at once, never kept.
 MOST_DELAYED = 500
-
-
-_CAME_AGAIN = {
-    "copy": "it is acked, because this attempt has had its run",
-    "wait": "it waits, because its first run goes on here",
-    "ended": "it takes the result of its first run",
-}
 
 
 class RabbitDelivered(Delivered):
@@ -69,6 +62,8 @@ class RabbitConsumer(SettlingConsumer):
         self._idle_s = min(max(timeout, 1), 1_000) / 1000
         self._failures = 0
         self._closed = False
+        #: Messages that came while their twins were running: kept unacked until it is known what becomes of those.
+        self._beside: list[tuple[Subscription, Arrival]] = []
         #: None before it is opened for the first time, and after it was closed.
         self.subscription: Subscription | None = None
 
@@ -83,8 +78,22 @@ class RabbitConsumer(SettlingConsumer):
         subscription = self._subscribed()
         if subscription is None:
             return None
-        arrival = subscription.take(self._idle_s)
+        if self._beside:
+            message = self._from_beside()
+            if message is not None:
+                return message
+        arrival = subscription.take(min(self._idle_s, LOOK_AGAIN_S) if self._beside else self._idle_s)
         return self._handed_out(subscription, arrival) if arrival is not None else None
+
+    def _from_beside(self) -> MessageProxy | None:
+        """The first of those that wait for their twins which need not wait any more, and is to run."""
+        beside, self._beside = self._beside, []
+        for number, (subscription, arrival) in enumerate(beside, 1):
+            message = self._handed_out(subscription, arrival) if subscription.alive else None
+            if message is not None:
+                self._beside += beside[number:]
+                return message
+        return None
 
     def _handed_out(self, subscription: Subscription, arrival: Arrival) -> MessageProxy | None:
         token = token_of(subscription, arrival.tag)
@@ -103,15 +112,19 @@ class RabbitConsumer(SettlingConsumer):
         if answer == "run":
             return message
         del subscription.handed[arrival.tag]
-        settlement = self.transport.copies.result(key) if answer == "ended" else None
         if answer == "wait":
-            settlement = self.transport.put_off(self.queue_name, token, self._restored(arrival.body), TWIN_WAITS_MS)
+            self._beside.append((subscription, arrival))
+            return None
+        settlement = self.transport.copies.result(key) if answer == "ended" else None
         if settlement is not None:
             self.settle_here(replace(settlement, token=token))
         else:
             subscription.ack(arrival.tag)
         self.logger.warning(
-            "Queue %r: message %r came again; %s.", self.queue_name, message.message_id, _CAME_AGAIN[answer]
+            "Queue %r: message %r came again; %s.",
+            self.queue_name,
+            message.message_id,
+            "it is acked, for this attempt has had its run" if answer == "copy" else "it takes its first run's result",
         )
         return None
 
