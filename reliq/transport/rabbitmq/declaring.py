@@ -26,6 +26,10 @@ from .topology import Ladder, QueueType
 Run = Callable[[Sequence[Step]], Any]
 
 
+#: How many steps wait for one answer.
+STEPS_AT_ONCE = 25
+
+
 class Declarations:
     """What this process has declared."""
 
@@ -83,16 +87,30 @@ class Declarations:
 
     def delays(self, queue_name: str) -> Ladder:
         """The ladder for a queue, declared, the queue bound to its end."""
-        ladder = self.ladder(queue_name)
         if queue_name in self._on_ladder:
-            return ladder
+            return self.ladder(queue_name)
         with self._lock:
-            self.queue(queue_name)
-            if ladder.kind not in self._ladders:
-                self._ours(ladder.steps(self._version()), f"exchange {ladder.level(0)!r} and the others of the ladder")
-                self._ladders.add(ladder.kind)
-            self._ours([ladder.bind(queue_name)], f"the binding of {queue_name!r} to exchange {ladder.out!r}")
-            self._on_ladder.add(queue_name)
+            try:
+                return self._on_its_ladder(queue_name)
+            except Refusal as exc:
+                if exc.code != NOT_FOUND:
+                    raise
+            # Known here, and deleted by somebody since.
+            self.forget(queue_name)
+            return self._on_its_ladder(queue_name)
+
+    def _on_its_ladder(self, queue_name: str) -> Ladder:
+        self.queue(queue_name)
+        ladder = self.ladder(queue_name)
+        if ladder.kind not in self._ladders:
+            what = f"exchange {ladder.level(0)!r} and the others of the ladder"
+            steps = ladder.steps(self._version())
+            # In parts, each with its own time to be answered: a slow broker takes a while for a hundred steps.
+            for start in range(0, len(steps), STEPS_AT_ONCE):
+                self._ours(steps[start : start + STEPS_AT_ONCE], what)
+            self._ladders.add(ladder.kind)
+        self._ours([ladder.bind(queue_name)], f"the binding of {queue_name!r} to exchange {ladder.out!r}")
+        self._on_ladder.add(queue_name)
         return ladder
 
     def dead(self, queue_name: str) -> str:
@@ -103,7 +121,13 @@ class Declarations:
             return known
         with self._lock:
             if queue_name not in self._dead:
-                self._dead[queue_name] = self._declare_dead(queue_name)
+                try:
+                    self._dead[queue_name] = self._declare_dead(queue_name)
+                except Refusal as exc:
+                    if exc.code != NOT_FOUND:
+                        raise
+                    self.forget(queue_name)
+                    self._dead[queue_name] = self._declare_dead(queue_name)
             return self._dead[queue_name]
 
     def kind(self, queue_name: str) -> QueueType:
@@ -116,11 +140,13 @@ class Declarations:
             with self._lock:
                 try:
                     self.queue(queue_name)
+                    known = self._kinds[queue_name] = self._look_at(queue_name)
                 except Refusal as exc:
+                    if exc.code == NOT_FOUND:
+                        raise
                     # It stands with other arguments or is not ours to declare: the kind every server has.
                     self._logger.warning("Queue %r: its type is not known: %s", queue_name, exc)
                     return "classic"
-                known = self._kinds[queue_name] = self._look_at(queue_name)
         return known
 
     def forget(self, queue_name: str) -> None:
@@ -128,6 +154,7 @@ class Declarations:
         with self._lock:
             self._queues.discard(queue_name)
             self._on_ladder.discard(queue_name)
+            self._kinds.pop(queue_name, None)
             self._dead.pop(queue_name, None)
 
     def forget_all(self) -> None:
@@ -148,6 +175,8 @@ class Declarations:
             try:
                 self._run([Step(step.method, {**step.arguments, "arguments": arguments})])
             except Refusal as exc:
+                if "invalid arg" in str(exc):
+                    raise Refusal(f"queue {queue_name!r} is gone", NOT_FOUND) from exc
                 return "quorum" if "current is 'quorum'" in str(exc) else "classic"
         return "classic"
 

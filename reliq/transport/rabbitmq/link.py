@@ -53,6 +53,7 @@ class Link:
         self._logger = get_logger(__name__, type(self))
         self._ioloop = IOLoop()
         self._tries = 0
+        self._opening: pika.SelectConnection | None = None
         self._complained_at = -60.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"reliq-{name}", daemon=True)
@@ -149,7 +150,7 @@ class Link:
             return
         parameters = self._parameters[self._tries % len(self._parameters)]
         try:
-            pika.SelectConnection(
+            self._opening = pika.SelectConnection(
                 parameters,
                 on_open_callback=partial(self._guarded, self._opened),
                 on_open_error_callback=partial(self._guarded, self._not_opened),
@@ -163,13 +164,17 @@ class Link:
         if self._stopping:
             connection.close()
             return
-        self._tries = 0
+        self._tries, self._opening = 0, None
         self.connection, self.why, self.refusal = connection, None, None
         self.server_version = _version(connection.server_properties)
         self._watcher.opened(connection)
         self.is_open.set()
 
     def _not_opened(self, connection: Any, exc: BaseException) -> None:
+        self._opening = None
+        if self._stopping:
+            self._ioloop.stop()
+            return
         tried = self._parameters[self._tries % len(self._parameters)]
         error = refusal_of(exc, f"{tried.host}:{tried.port}: ")
         self.why, self.refusal = str(error), error if isinstance(error, Refusal) else None
@@ -196,8 +201,9 @@ class Link:
 
     def _end(self, timeout_s: float) -> None:
         self._ioloop.call_later(timeout_s, self._ioloop.stop)
-        if self.connection is not None and self.connection.is_open:
-            self.connection.close()
+        current = self.connection or self._opening
+        if current is not None and not (current.is_closing or current.is_closed):
+            current.close()
         else:
             self._ioloop.stop()
 
