@@ -81,6 +81,9 @@ class RabbitmqApi:
     def add_vhost(self, name: str, queue_type: str | None = None) -> None:
         """Make a vhost that our user may use. `queue_type`: that of queues which are declared without one."""
         self.api("PUT", "vhosts", name, body={} if queue_type is None else {"default_queue_type": queue_type})
+        if queue_type is not None and self.api("GET", "vhosts", name).get("default_queue_type") != queue_type:
+            self.delete_vhost(name)
+            raise ApiError(f"this server's management API takes no default queue type: {queue_type!r}", 0)
 
     def delete_vhost(self, name: str) -> None:
         """Delete a vhost with its queues; its connections are closed. Does nothing if there is none."""
