@@ -1,4 +1,5 @@
-"""Runs every code block of one page, in order, in the current folder: `python -m tests.docs.runner PAGE REDIS_URL`.
+"""Runs every code block of one page, in order, in the current folder:
+`python -m tests.docs.runner PAGE REDIS_URL [AMQP_URL MANAGEMENT_URL]`.
 
 A program of its own, because a page sets the global broker, changes files and starts workers. It ends with 0, or shows
 what failed and where in the page.
@@ -10,8 +11,9 @@ what failed and where in the page.
 - In a command, the word `ID` is the id of the oldest dead letter.
 - `json` must parse; `text` is not run.
 
-`redis://localhost:6379/0` is replaced by a server of the test's own, everywhere. Commands that are not run are listed
-in `NOT_RUN`, each with its reason.
+`redis://localhost:6379/0` is replaced by a server of the test's own, everywhere; so are
+`amqp://guest:guest@localhost:5672` and `http://guest:guest@localhost:15672` where a page has them. Commands that are
+not run are listed in `NOT_RUN`, each with its reason.
 """
 
 from __future__ import annotations
@@ -29,17 +31,23 @@ from reliq.testing import WorkerGroup, eventually
 from tests.docs.pages import Block, blocks
 
 USUAL_URL = "redis://localhost:6379/0"
+USUAL_AMQP_URL = "amqp://guest:guest@localhost:5672"
+USUAL_MANAGEMENT_URL = "http://guest:guest@localhost:15672"
 
 #: Commands that are not run, and why.
 NOT_RUN = {
     "pip install 'dramatiq-reliq[redis]'": "would install from outside; the wheel has tests of its own",
+    "pip install 'dramatiq-reliq[rabbitmq]'": "the same",
     "make demo": "a minute long; tests/demo runs the demo",
+    "make demo BROKER=rabbitmq": "the same",
     "make test": "is what runs this",
     "make test PYTHON=python3.13": "is what runs this",
     "make bench": "minutes long; the figures in the docs carry the command",
     "make test-full": "is what runs this, at length",
     "reliq demo": "a minute long; tests/demo runs it",
 }
+#: Programs that are not run: they change a server. tests/docs/test_rabbitmq_page.py does what their lines say.
+NOT_OURS = ("rabbitmqctl",)
 #: These only read: what they print may need a moment to come true.
 READING = ("dlq list", "dlq show", "dlq count", "dlq groups", "queues list", "cat ")
 PATIENCE_S = 20.0
@@ -48,8 +56,9 @@ PATIENCE_S = 20.0
 class Page:
     """One page while it runs."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, *urls: str) -> None:
+        usual = (USUAL_URL, USUAL_AMQP_URL, USUAL_MANAGEMENT_URL)
+        self._urls = dict(zip(usual, urls, strict=False))
         self.names: dict[str, Any] = {"__name__": "__page__"}
         self.workers: WorkerGroup | None = None
 
@@ -91,7 +100,7 @@ class Page:
 
     def run_sh(self, block: Block, page: Path) -> None:
         """A command per line; a comment may follow."""
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             command = line.partition(" #")[0].strip()
             if command and not command.startswith("#"):
                 self._command(command, "…", f"{page.name}:{block.line}")
@@ -105,9 +114,9 @@ class Page:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def _command(self, command: str, expected: str, where: str) -> None:
-        if command in NOT_RUN:
-            return
         words = shlex.split(self._here(command))
+        if command in NOT_RUN or words[0] in NOT_OURS:
+            return
         if words[0] == "dramatiq":
             self.stop_workers()
             group = WorkerGroup(words[1], cwd=os.getcwd(), args=words[2:])
@@ -149,7 +158,9 @@ class Page:
             self.workers = None
 
     def _here(self, text: str) -> str:
-        return text.replace(USUAL_URL, self.url)
+        for usual, url in self._urls.items():
+            text = text.replace(usual, url)
+        return text
 
     def _execute(self, text: str, page: Path, line: int) -> None:
         # Empty lines in front: a traceback names the line of the page.
@@ -198,4 +209,4 @@ def _alike(expected: str, printed: str) -> bool:
 
 if __name__ == "__main__":
     sys.path.insert(0, "")
-    Page(sys.argv[2]).run(Path(sys.argv[1]))
+    Page(*sys.argv[2:]).run(Path(sys.argv[1]))

@@ -9,17 +9,24 @@ import pytest
 
 from reliq.testing import RedisServer
 from tests.docs.pages import PAGES, ROOT, blocks
-from tests.docs.runner import NOT_RUN, _alike
+from tests.docs.runner import NOT_RUN, USUAL_AMQP_URL, _alike
 
 RUN = [page for page in PAGES if any(block.language != "text" for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
-def test_every_block_of_the_page_does_what_the_page_says(page: Path, redis_server: RedisServer, tmp_path: Path) -> None:
-    """In order, in an empty folder, on a Redis of its own: `tests/docs/runner.py` says how each kind is run."""
+def test_every_block_of_the_page_does_what_the_page_says(
+    page: Path, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In order, in an empty folder, on a Redis of its own, and where the page has RabbitMQ in a vhost of its own:
+    `tests/docs/runner.py` says how each kind is run."""
+    urls = [redis_server.url]
+    if USUAL_AMQP_URL in page.read_text(encoding="utf-8"):
+        rabbitmq, vhost = request.getfixturevalue("shared_rabbitmq"), request.getfixturevalue("vhost")
+        urls += [rabbitmq.url(vhost), rabbitmq.management_url]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.runner", str(page), redis_server.url],
+        [sys.executable, "-m", "tests.docs.runner", str(page), *urls],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
