@@ -44,7 +44,7 @@ class Sender:
     def __init__(self, broker: RabbitmqBroker, *, first_key: int = 0, queue: str = "default") -> None:
         self.queue = queue
         self.outcomes: list[Outcome] = []
-        self._broker = broker
+        self.broker = broker
         self._transport = transport_of(broker)
         self._keys = count(first_key)
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class Sender:
         began = time.monotonic()
         error: Exception | None = None
         try:
-            self._broker.enqueue(message("work", key, queue=self.queue), delay=delay)
+            self.broker.enqueue(message("work", key, queue=self.queue), delay=delay)
         except self._errors as exc:
             error = exc
         return self._note(key, began, error)

@@ -132,7 +132,7 @@ def test_no_retry_is_lost_when_the_broker_dies_out_of_memory(
 # -- the line ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["stalled", "blackholed"])
+@pytest.mark.parametrize("how", ["stalled", pytest.param("blackholed", marks=pytest.mark.full)])
 def test_a_worker_whose_line_goes_dead_recovers(
     rabbit_stage: RabbitStage, figure: Callable[[object], None], how: str
 ) -> None:

@@ -32,6 +32,7 @@ SEND_TIMEOUT_S = 3.0
 KNOWN_AWAY_S = 0.25
 #: Keys of plain Dramatiq's sender begin here.
 PLAIN = 1_000_000
+HOUR_MS = 3_600_000
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,11 @@ def both(stage: RabbitStage, url: str | None = None, plain_url: str | None = Non
     for each in (sender, plain):
         assert [each.send().error for _ in range(5)] == [None] * 5
     return sender, plain
+
+
+def stream(sender: Sender) -> list[Callable[[], Outcome]]:
+    """What is sent with reliq at the same time: one by one on three threads, delayed on one, in batches on one."""
+    return [sender.send, sender.send, sender.send, lambda: sender.send(HOUR_MS), lambda: sender.send_many(100)]
 
 
 def check_times(outcomes: list[Outcome]) -> str:
@@ -65,16 +71,15 @@ def check_times(outcomes: list[Outcome]) -> str:
 def test_what_was_accepted_is_stored_when_the_broker_dies_in_a_stream(
     mortal_rabbit_stage: RabbitStage, figure: Callable[[object], None]
 ) -> None:
-    """faults.md rows 15 and 18 (killed), dramatiq.md D14: four threads send one by one, one in batches of 100, and the
-    node is killed (-9) and started again among them: all that was accepted is there, nothing that was called not stored
-    is, and each send came back in time.
+    """faults.md rows 15 and 18 (killed), dramatiq.md D14: three threads send one by one, one delayed tasks, one batches
+    of 100, and the node is killed (-9) and started again among them: all that was accepted is there, nothing that was
+    called not stored is, and each send came back in time.
 
     A sender of plain Dramatiq in the same stream loses what it was told is sent.
     """
     stage = mortal_rabbit_stage
     sender, plain = both(stage)
-    one_by_one = [sender.send] * 4
-    with streaming(*one_by_one, lambda: sender.send_many(100), plain.send):
+    with streaming(*stream(sender), plain.send):
         eventually(lambda: len(sender.accepted()) > 1_000 and len(plain.accepted()) > 500, what="a stream")
         stage.node.kill()
         before = len(sender.accepted())
@@ -101,13 +106,12 @@ def test_what_was_accepted_is_stored_when_connections_are_cut(
     stage = rabbit_stage
     line = fault_proxy(stage.server)
     sender, plain = both(stage, stage.proxied_url, stage.server.url(stage.vhost, port=line.port))
-    one_by_one = [sender.send] * 4
 
     def goes_on() -> None:
         wanted = len(sender.accepted()) + 300
         eventually(lambda: len(sender.accepted()) > wanted, 10 * SLACK, what="the stream to go on")
 
-    with streaming(*one_by_one, lambda: sender.send_many(100), plain.send):
+    with streaming(*stream(sender), plain.send):
         for _ in range(3):
             goes_on()
             stage.proxy.cut()
@@ -119,7 +123,7 @@ def test_what_was_accepted_is_stored_when_connections_are_cut(
     told, told_plain = sender.verdict(census), plain.verdict(census)
     figure(f"{told}; plain: sent {told_plain.sent} accepted {told_plain.accepted} lost {told_plain.lost}")
     assert told.true
-    assert told.unsure <= 12 * (len(one_by_one) + 100)  # what was on its way at the six cuts, twice over
+    assert told.unsure <= 12 * (4 + 100)  # what was on its way at the six cuts, twice over
     assert told_plain.lost > 0
 
 
@@ -169,7 +173,7 @@ def take_away(stage: RabbitStage, how: str) -> Callable[[], object]:
     return stage.proxy.heal
 
 
-@pytest.mark.parametrize("how", ["frozen", "refused", "blackholed", "stalled"])
+@pytest.mark.parametrize("how", ["frozen", "refused", "stalled", pytest.param("blackholed", marks=pytest.mark.full)])
 def test_sends_fail_alike_and_in_time_while_rabbitmq_is_away(
     request: pytest.FixtureRequest, figure: Callable[[object], None], how: str
 ) -> None:
@@ -203,6 +207,29 @@ def test_sends_fail_alike_and_in_time_while_rabbitmq_is_away(
         f"{back_s:.1f} s; {told}"
     )
     assert told.true
+
+
+@pytest.mark.parametrize("delay", [None, 1_000])
+def test_a_send_that_has_to_declare_first_fails_in_time_too(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None], delay: int | None
+) -> None:
+    """The first send of a process to a dead line, and the first to a queue that the process has not declared, delayed
+    or not, single or in a batch, take no longer than `send_timeout` in all; the next fails at once."""
+    stage = rabbit_stage
+    connected = Sender(stage.broker(stage.proxied_url))
+    assert connected.send().error is None
+    stage.proxy.stall()
+    newcomers = [Sender(stage.broker(stage.proxied_url)) for _ in range(2)]
+    other = Sender(connected.broker, queue="other")
+    sent = [(each.send(delay), each.send(delay)) for each in (newcomers[0], other)]
+    sent.append((newcomers[1].send_many(10), newcomers[1].send(delay)))
+    stage.proxy.heal()
+    figure(f"delay {delay}: " + ", ".join(f"{first.took_s:.2f} and {second.took_s:.2f} s" for first, second in sent))
+    for first, second in sent:
+        assert "stored" in str(first.error)
+        assert first.took_s <= SEND_TIMEOUT_S + 1  # less slack: twice the timeout is the mistake looked for
+        assert second.refused_at_once
+        assert second.took_s <= KNOWN_AWAY_S * SLACK
 
 
 @pytest.mark.full
