@@ -136,8 +136,8 @@ class RabbitmqNode(RabbitmqApi):
         return done.stdout
 
     def add_vhost(self, name: str, queue_type: str | None = None) -> None:
-        """Make a vhost that our user may use; with a `queue_type` by rabbitmqctl, because RabbitMQ 3.10's management API
-        ignores it."""
+        """Make a vhost that our user may use; with a `queue_type` by rabbitmqctl, because the management API of RabbitMQ
+        3.10 ignores it."""
         if queue_type is None:
             super().add_vhost(name)
             return
