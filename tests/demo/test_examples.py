@@ -1,4 +1,4 @@
-"""The example runs as its README says."""
+"""The examples run as their READMEs say."""
 
 import os
 import re
@@ -6,28 +6,51 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reliq.testing import RedisServer, WorkerGroup, eventually
+import pytest
 
-BASIC = Path(__file__).resolve().parents[2] / "examples" / "basic"
+from reliq.testing import RabbitmqApi, RedisServer, WorkerGroup, eventually
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def runs(example: str, line: str, environment: dict[str, str]) -> None:
+    """The commands of an example's README after the installation: eight of ten orders end with `line`."""
+    environment = {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
+    folder = EXAMPLES / example
+    sender = [sys.executable, "app.py"]
+    subprocess.run(sender, cwd=folder, env={**os.environ, **environment}, check=True, capture_output=True)
+    with WorkerGroup("app", cwd=folder, env=environment) as group:
+
+        def ended() -> set[str]:
+            return set(re.findall(line, group.log()))
+
+        eventually(lambda: len(ended()) == 8, 60, what="eight of ten")
+        assert ended() == {"1", "2", "3", "4", "6", "7", "8", "9"}
 
 
 def test_the_basic_example_sends_eight_receipts_and_keeps_two_letters(redis_server: RedisServer) -> None:
-    """The commands of examples/basic/README.md after the installation, on a Redis of this test's own."""
-    environment = {"REDIS_URL": redis_server.url, "PYTHONDONTWRITEBYTECODE": "1"}
-    sender = [sys.executable, "app.py"]
-    subprocess.run(sender, cwd=BASIC, env={**os.environ, **environment}, check=True, capture_output=True)
-    with WorkerGroup("app", cwd=BASIC, env=environment) as group:
-
-        def orders() -> set[str]:
-            return set(re.findall(r"receipt for order (\d+) sent", group.log()))
-
-        eventually(lambda: len(orders()) == 8, 60, what="eight receipts")
-        assert orders() == {"1", "2", "3", "4", "6", "7", "8", "9"}
-        assert redis_server.client().zcard("dramatiq:default.dead") == 2
+    """On a Redis of this test's own."""
+    runs("basic", r"receipt for order (\d+) sent", {"REDIS_URL": redis_server.url})
+    assert redis_server.client().zcard("dramatiq:default.dead") == 2
 
 
-def test_the_readme_runs_what_is_there() -> None:
+def test_the_rabbitmq_example_writes_eight_reports_and_keeps_two_letters(
+    shared_rabbitmq: RabbitmqApi, vhost: str
+) -> None:
+    """In a vhost of this test's own; the second letter is of the message with a delay."""
+    runs("rabbitmq", r"report for customer (\d+) written", {"AMQP_URL": shared_rabbitmq.url(vhost)})
+
+    def letters() -> list[int]:
+        return [q["messages_ready"] for q in shared_rabbitmq.queues(vhost) if q["name"] == "default.dead"]
+
+    eventually(lambda: letters() == [2], 30, what="two letters")
+
+
+@pytest.mark.parametrize("example", ["basic", "rabbitmq"])
+def test_the_readme_runs_what_is_there(example: str) -> None:
     """Three commands, none of which names a file that does not exist."""
-    block = re.findall(r"```sh\n(.*?)```", (BASIC / "README.md").read_text(), re.DOTALL)[0]
-    assert block.splitlines() == ["pip install 'dramatiq-reliq[redis]'", "python app.py", "dramatiq -p 1 app"]
-    assert (BASIC / "app.py").exists()
+    folder = EXAMPLES / example
+    block = re.findall(r"```sh\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[0]
+    extra = {"basic": "redis"}.get(example, example)
+    assert block.splitlines() == [f"pip install 'dramatiq-reliq[{extra}]'", "python app.py", "dramatiq -p 1 app"]
+    assert (folder / "app.py").exists()

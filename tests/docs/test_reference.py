@@ -58,6 +58,7 @@ DEFAULTS: dict[Any, dict[str, str]] = {
         "heartbeat": "`lease / 4`" if DELIVERY.heartbeat is None else "?",
         "aliases": "none" if not DELIVERY.aliases else "?",
         "unknown_actor_grace": f"`{DELIVERY.unknown_actor_grace:_}`",
+        "queue_type": "of each queue" if DELIVERY.queue_type is None else "?",
     },
     reliq.install: {
         "broker": "required",
@@ -144,10 +145,10 @@ def test_every_public_name_is_in_the_docs() -> None:
 
 
 def test_names_of_reliq_in_the_docs_exist() -> None:
-    """No page promises `reliq.something` that is not there (names of modules and files aside)."""
+    """No page promises `reliq.something` that is not there (names of modules, files and RabbitMQ's exchanges aside)."""
     said = {(page.name, name) for page in PAGES for name in re.findall(r"\breliq\.(\w+)\b", page.read_text("utf-8"))}
     modules = {path.stem for path in (ROOT / "reliq").iterdir()}
-    known = {*reliq.__all__, *modules, "md", "errors"}
+    known = {*reliq.__all__, *modules, "md", "errors", "delay", "dlx", "unrouted"}
     assert [(page, name) for page, name in sorted(said) if name not in known] == []
 
 
