@@ -15,6 +15,7 @@ import pytest
 
 from reliq.testing import eventually
 from reliq.transport.rabbitmq.topology import LONGEST_MS, Ladder
+from tests.faults.apps.s_quorum import stage_with_quorum_queues
 from tests.faults.rabbit_census import connected
 from tests.faults.rabbit_stage import RabbitStage
 from tests.faults.stage import SLACK, Mode, message, stranded
@@ -22,6 +23,8 @@ from tests.faults.stage import SLACK, Mode, message, stranded
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 LADDER = Ladder("classic")
+
+quorum_stage = pytest.fixture(stage_with_quorum_queues)
 
 
 def started(stage: RabbitStage) -> dict[Any, float]:
@@ -288,26 +291,28 @@ def test_delays_outlive_their_queue(rabbit_stage: RabbitStage, figure: Callable[
     assert (counted.done, counted.lost, stranded(counted), counted.twice) == (250, 0, 0, 0)
 
 
+@pytest.mark.parametrize("kind", ["classic", pytest.param("quorum", marks=pytest.mark.full)])
 def test_delays_that_come_down_without_their_queue_are_caught_and_given_back(
-    rabbit_stage: RabbitStage, figure: Callable[[object], None]
+    request: pytest.FixtureRequest, figure: Callable[[object], None], kind: str
 ) -> None:
     """200 delays and 50 retries wait, no worker runs, the queue is deleted, declared again by plain Dramatiq, which
     binds it to no ladder, and they come due: all are in `reliq.unrouted`; a worker that starts runs them."""
-    stage = rabbit_stage
-    env = {"APP_MIN_BACKOFF": "2000", "APP_MAX_BACKOFF": "2000"}
+    stage = request.getfixturevalue("rabbit_stage" if kind == "classic" else "quorum_stage")
+    env = {"APP_MIN_BACKOFF": "3000", "APP_MAX_BACKOFF": "3000"}
     first = stage.workers(env=env)
     retried = stage.send("flaky", range(1_000, 1_050))
     assert stage.log.wait_for("fail", 50, 10 * SLACK)
-    keys = stage.send("work", range(200), delay=2_000)
+    keys = stage.send("work", range(200), delay=3_000)
     eventually(lambda: on_the_ladder(stage) == 250, 10 * SLACK, what="all to wait in the broker")
     first.kill()
     stage.server.delete_queue(stage.vhost, "default")
     plain = stage.broker(mode="plain")
     plain.declare_queue("default", ensure=True)
-    caught = eventually(lambda: stage.busy() == {"reliq.unrouted": (250, 0)}, 10 * SLACK, what="all to be caught")
+    catcher = Ladder("quorum" if kind == "quorum" else "classic").unrouted
+    eventually(lambda: stage.busy() == {catcher: (250, 0)}, 10 * SLACK, what="all to be caught")
     stage.workers(env=env)
     counted = stage.finish([*keys, *retried], 10 * SLACK)
-    figure(f"{counted}; caught {250 if caught else 0}")
+    figure(f"{counted}; caught 250")
     assert (counted.done, counted.lost, stranded(counted), counted.twice) == (250, 0, 0, 0)
 
 

@@ -8,7 +8,7 @@ import time
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
-from tests.faults.apps.r_broker import BACKOFF, broker, log
+from tests.faults.apps.r_broker import BACKOFF, broker, fail_until, log
 
 broker.add_middleware(CurrentMessage())
 
@@ -34,6 +34,21 @@ def work(key: int, seconds: float = 0) -> None:
 
 @dramatiq.actor(max_retries=0)
 def doomed(key: int) -> None:
+    """Fails for good."""
+    log.record("start", key)
+    raise ValueError(f"for good: {key}")
+
+
+@dramatiq.actor(max_retries=20, **BACKOFF)
+def large(key: int, pad: str) -> None:
+    """Fails once, whatever its message can remember of it."""
+    log.record("start", key)
+    fail_until(key, 1)
+    log.record("end", key)
+
+
+@dramatiq.actor(max_retries=0)
+def large_and_doomed(key: int, pad: str) -> None:
     """Fails for good."""
     log.record("start", key)
     raise ValueError(f"for good: {key}")
