@@ -136,11 +136,11 @@ class RabbitmqNode(RabbitmqApi):
         return done.stdout
 
     def add_vhost(self, name: str, queue_type: str | None = None) -> None:
-        """Make a vhost that our user may use; with a `queue_type` by rabbitmqctl, because the management API of RabbitMQ
-        3.10 ignores it."""
-        if queue_type is None:
-            super().add_vhost(name)
+        """Make a vhost that our user may use. `queue_type`: that of queues which are declared without one."""
+        if queue_type is None or self.version >= (4,):
+            super().add_vhost(name, queue_type)
             return
+        # The management API of RabbitMQ 3.10 ignores the type.
         self.ctl("add_vhost", name, "--default-queue-type", queue_type)
         self.ctl("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
 

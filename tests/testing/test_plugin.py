@@ -87,6 +87,7 @@ def test_a_missing_rabbitmq_fails_and_says_what_to_install(
     result.stdout.fnmatch_lines(["*no-such-server is not a program*apt-get install*rabbitmq-server*"] * 2)
 
 
+@pytest.mark.timeout(300)  # a run of three processes and a node, on a machine that may be busy
 def test_a_spread_run_shares_one_rabbitmq_and_takes_it_along(pytester: pytest.Pytester) -> None:
     """One node for all processes, a vhost for each test; nothing is left of it."""
     pytester.makepyfile(
