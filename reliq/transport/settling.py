@@ -123,10 +123,10 @@ def mended(transport: Transport[Any], settlement: Settlement, refused: Unstorabl
     was sent on its behalf a letter of its own. Raises `refused` where not even the bytes that came are taken."""
     delivered = settlement.delivered
     assert delivered is None or isinstance(delivered, Delivered)
-    if refused.limit is not None and delivered is not None and refused.limit != transport.max_body:
+    item = settlement.store[refused.index]
+    if refused.limit is not None and delivered is not None and item.body != delivered.body:
         transport.max_body = refused.limit
         return plan(transport, delivered)
-    item = settlement.store[refused.index]
     store = list(settlement.store)
     if isinstance(item, Publish) and (refused.index > 0 or settlement.outcome == "done" or delivered is None):
         store[refused.index] = _rejected(transport, item.message, refused)
@@ -134,7 +134,8 @@ def mended(transport: Transport[Any], settlement: Settlement, refused: Unstorabl
     if delivered is None or (isinstance(item, Bury) and item.body == delivered.body):
         raise refused
     reason: Reason = "rejected" if refused.limit is None else "too_large"
-    store[refused.index] = bury_raw(transport, settlement.queue_name, delivered.body, Unreadable(reason, str(refused)))
+    unstorable = Unreadable(reason, str(refused), delivered.message)
+    store[refused.index] = bury_raw(transport, settlement.queue_name, delivered.body, unstorable)
     return replace(settlement, outcome="dead", store=tuple(store))
 
 

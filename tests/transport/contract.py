@@ -32,6 +32,7 @@ from tests.transport.rig import Maker, Stage, staged
 #: Capability -> what a broker that has it can do.
 CAPABILITIES = {
     "can_be_away": "it is reached over a network, so that a settle can fail for a while",
+    "hands_back_in_order": "what is handed back lies where it had been, before what came after it",
     "outlives_kill": "it and its messages outlive the processes that use it",
 }
 

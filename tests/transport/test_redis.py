@@ -16,7 +16,7 @@ from tests.transport.rig import Maker, Stage, staged
 class TestRedisContract(TransportContract):
     """All of it, on Redis."""
 
-    capabilities = frozenset({"can_be_away", "outlives_kill"})
+    capabilities = frozenset({"can_be_away", "hands_back_in_order", "outlives_kill"})
     # Each step is one script: before it and after it there is nothing between.
     kill_points = (
         *((step, 1, when) for step in ("fetch", "settle", "ack", "publish") for when in ("before", "after")),

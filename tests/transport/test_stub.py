@@ -26,6 +26,8 @@ from tests.transport.stub_maker import StubMaker
 class TestStubContract(TransportContract):
     """All of it, in memory."""
 
+    capabilities = frozenset({"hands_back_in_order"})
+
     @pytest.fixture
     def maker(self) -> Maker:
         return StubMaker()

@@ -27,7 +27,7 @@ Run = Callable[[Sequence[Step]], Any]
 
 
 #: How many steps wait for one answer.
-STEPS_AT_ONCE = 25
+STEPS_AT_ONCE = 12
 
 
 class Declarations:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.common import dq_name, xq_name
@@ -23,7 +24,7 @@ from ..settlement import Publish
 from . import topology
 from .control import Step
 from .copies import AGAIN
-from .errors import NOT_FOUND, Refusal
+from .errors import LOCKED, NOT_FOUND, Refusal
 from .frames import user_properties
 from .letters import Death, death_of, groups_of, letter_of
 from .management import Management
@@ -192,11 +193,12 @@ class RabbitDesk:
         )
 
     def _look_at(self, *queue_names: str) -> list[Any]:
-        """The broker's word on each queue, in one round where all are there; None for one that is not."""
+        """The broker's word on each queue, in one round where all are there; None for one that is not, or is not for
+        us."""
         try:
             return list(self._transport.ask([topology.passive(name) for name in queue_names]))
         except Refusal as exc:
-            if exc.code != NOT_FOUND:
+            if exc.code not in (NOT_FOUND, LOCKED):
                 raise
         # The first that is not there ends the round.
         return [None] if len(queue_names) == 1 else [self._look_at(name)[0] for name in queue_names]
@@ -274,7 +276,9 @@ class RabbitDesk:
                             key = queue_name if exchange else dead_name(queue_name)
                         else:
                             self._transport.declared.delays(queue_name)
-                        self._publish(Frame(exchange, key, arrival.body, user_properties(arrival.properties)))
+                        frame = Frame(exchange, key, arrival.body, user_properties(arrival.properties))
+                        if (failure := self._published([frame]).failure) is not None:
+                            raise ConnectionClosed(f"moving to {key!r}: {failure}")
                         reading.remove(arrival.tag)
                         moved += 1
         return moved, left
@@ -288,16 +292,20 @@ class RabbitDesk:
             yield moved
         if not letters:
             return
-        moved = 0
         with Reading(self._transport.broker.parameters, dead_name(queue_name)) as reading:
-            for arrival in reading.arrivals():
-                self._publish(Frame("", xq_name(queue_name), arrival.body, user_properties(arrival.properties)))
-                reading.remove(arrival.tag)
-                moved += 1
-                if moved % PAGE == 0:
-                    yield PAGE
-        if moved % PAGE:
-            yield moved % PAGE
+            arrivals = reading.arrivals()
+            while page := list(islice(arrivals, PAGE)):
+                yield self._move(reading, page, xq_name(queue_name))
+
+    def _move(self, reading: Reading, page: list[Arrival], queue_name: str) -> int:
+        """Publish these, remove those that are stored; returns how many. Raises `ConnectionClosed` where one is not."""
+        frames = [Frame("", queue_name, each.body, user_properties(each.properties)) for each in page]
+        batch = self._published(frames)
+        stored = [each.tag for each, outcome in zip(page, batch.outcomes) if outcome is None]
+        reading.remove(*stored)
+        if batch.failure is not None:
+            raise ConnectionClosed(f"moving to {queue_name!r}: {batch.failure}")
+        return len(stored)
 
     def delays_until(self) -> datetime | None:
         """By when the last delay on the ladder will have come down; None when none waits."""
@@ -307,13 +315,12 @@ class RabbitDesk:
                 longest_ms = max(longest_ms, topology.UNIT_MS << (int(level.rpartition(".")[2]) + 1))
         return datetime.now(timezone.utc) + timedelta(milliseconds=longest_ms) if longest_ms else None
 
-    def _publish(self, frame: Frame) -> None:
-        batch, timeout_s = Batch([frame]), self._transport.settings.send_timeout_ms / 1000
+    def _published(self, frames: list[Frame]) -> Batch:
+        batch, timeout_s = Batch(frames), self._transport.settings.send_timeout_ms / 1000
         self._transport.publisher.submit(batch)
         if not batch.done.wait(timeout_s):
             self._transport.publisher.give_up(batch, timeout_s)
-        if batch.failure is not None:
-            raise ConnectionClosed(f"moving to {frame.routing_key!r}: {batch.failure}")
+        return batch
 
     def expire(self, queue_name: str, retention_ms: int) -> int:
         """Delete letters of ours that are older than the retention."""

@@ -15,7 +15,7 @@ from dramatiq.errors import ConnectionClosed
 PIKA_ERRORS = (pika.exceptions.AMQPError, pika.exceptions.ChannelError, OSError, ValueError, AssertionError)
 
 #: AMQP's reply codes; 406 is also given for a message that the broker does not take.
-NOT_FOUND, NO_RIGHT, OTHER_ARGUMENTS = 404, 403, 406
+NOT_FOUND, NO_RIGHT, LOCKED, OTHER_ARGUMENTS = 404, 403, 405, 406
 #: A code of our own: AMQP has no form for it, so that the client refuses it.
 CANNOT_BE_SENT = 0
 
@@ -44,6 +44,14 @@ class Refusal(Failure):
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code
+
+
+class TooLarge(Refusal):
+    """The body is larger than `limit`, the largest that the server takes."""
+
+    def __init__(self, text: str, limit: int) -> None:
+        super().__init__(text, OTHER_ARGUMENTS)
+        self.limit = limit
 
 
 def root_cause(exc: BaseException) -> BaseException:

@@ -35,8 +35,9 @@ class Management:
         return f"<Management {self._base}>"
 
     def queues(self) -> list[str]:
-        """The names of all queues of the vhost."""
-        return [queue["name"] for queue in self._get(f"queues/{self._vhost}?columns=name")]
+        """The names of the queues of the vhost, but for those of one connection alone."""
+        found = self._get(f"queues/{self._vhost}?columns=name,exclusive")
+        return [queue["name"] for queue in found if not queue.get("exclusive") and not queue["name"].startswith("amq.")]
 
     def unacked(self, queue_name: str, waiting: int = 0) -> int | None:
         """How many messages of a queue are delivered and not acked, but for `waiting`; as fresh as the server's

@@ -7,9 +7,10 @@ routed to a queue. Every other outcome says whether the message may have been st
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pika
 from dramatiq.logging import get_logger
 
-from .errors import CANNOT_BE_SENT, Failure, Refusal, code_of, explain
+from .errors import CANNOT_BE_SENT, Failure, Refusal, TooLarge, code_of, explain
 from .link import Link, prepared
 
 #: How many may be on their way at once: enough to keep the line busy, few enough to be told of in time.
@@ -27,9 +28,15 @@ MOST_IN_FLIGHT = 1_000
 class NotStored(Failure):
     """It has not left this process, or the broker has said no."""
 
+    #: Whether the broker is there: it has said no.
+    answered = False
+
 
 class MaybeStored(Failure):
     """It has left this process, and whether the broker has stored it is not known."""
+
+    #: Whether the broker is there: it has closed the channel.
+    answered = False
 
     #: Whether the broker closed the channel over this one or a neighbour: it shall go alone if it is tried again.
     suspect = False
@@ -55,6 +62,9 @@ class _Waiting:
 
 
 _QUEUED, _WRITTEN = _Waiting(), _Waiting()
+#: How the broker names what it closes a channel over.
+_SIZE = re.compile(r"message size (\d+) is larger than .*?(\d+)")
+_EXCHANGE = re.compile(r"exchange '([^']*)'")
 
 
 class Batch:
@@ -77,7 +87,9 @@ class Batch:
 class Publisher:
     """The confirming channel of this process."""
 
-    def __init__(self, parameters: Any, heartbeat_s: float) -> None:
+    def __init__(self, parameters: Any, heartbeat_s: float, ready: Callable[[], None]) -> None:
+        #: Called when messages can be published, the first time and after every loss.
+        self.ready = ready
         self.link = Link(prepared(parameters, "publisher", heartbeat_s), self, "publisher")
         self._logger = get_logger(__name__, type(self))
         #: Guards the outcomes of every batch. Held for moments only, never while waiting.
@@ -150,6 +162,7 @@ class Publisher:
 
         def ready(channel: Any) -> None:
             self._channel, self._next_tag = channel, 1
+            self.ready()
             self._pump()
 
         connection.channel(on_open_callback=opened)
@@ -230,7 +243,9 @@ class Publisher:
             elif stored:
                 self._outcome(item, None)
             else:
-                self._outcome(item, NotStored("not stored, RabbitMQ refuses it (nack): a queue is full or in trouble"))
+                refused = NotStored("not stored, RabbitMQ refuses it (nack): a queue is full or in trouble")
+                refused.answered = True
+                self._outcome(item, refused)
         if self._queue:
             self._pump()
 
@@ -250,15 +265,47 @@ class Publisher:
         if channel is not self._channel:
             return
         self._channel = None
-        code = code_of(exc)
-        if code >= 400 and len(self._unconfirmed) == 1:
-            self._fail_unconfirmed(Refusal(f"not stored, RabbitMQ refuses it: {explain(exc)}", code))
-        else:
-            unsure = MaybeStored(f"it may have been stored, the channel was closed before the confirm: {explain(exc)}")
-            unsure.suspect = code >= 400
-            self._fail_unconfirmed(unsure)
+        code, text = code_of(exc), explain(exc)
+        if code >= 400:
+            self._single_out(code, text)
+        unsure = MaybeStored(f"it may have been stored, the channel was closed before the confirm: {text}")
+        unsure.suspect = unsure.answered = code >= 400
+        self._fail_unconfirmed(unsure)
         if self.link.connection is not None and self.link.connection.is_open:
             self._open_channel(self.link.connection)
+
+    def _single_out(self, code: int, text: str) -> None:
+        """Of what is on its way, find the one that the broker closed the channel over. It handles a channel's messages
+        in order: those behind the one have not been looked at and go out again."""
+        guilty = self._guilty(text)
+        if guilty is None:
+            return
+        behind = [tag for tag in self._unconfirmed if tag > guilty]
+        with self._lock:
+            for tag in reversed(behind):
+                batch, index = self._unconfirmed.pop(tag)
+                if batch.outcomes[index] is _WRITTEN:
+                    batch.outcomes[index] = _QUEUED
+                    self._queue.appendleft((batch, index))
+        self._outcome(self._unconfirmed.pop(guilty), self._refused(code, text))
+
+    def _guilty(self, text: str) -> int | None:
+        """Its tag, by the size or the exchange that the broker names."""
+        if len(self._unconfirmed) == 1:
+            return next(iter(self._unconfirmed))
+        size, exchange = _SIZE.search(text), _EXCHANGE.search(text)
+        for tag, (batch, index) in self._unconfirmed.items():
+            frame = batch.frames[index]
+            if size and len(frame.body) == int(size[1]):
+                return tag
+            if exchange and frame.exchange == exchange[1].replace("amq.default", ""):
+                return tag
+        return None
+
+    def _refused(self, code: int, text: str) -> Refusal:
+        size = _SIZE.search(text)
+        said = f"not stored, RabbitMQ refuses it: {text}"
+        return TooLarge(said, int(size[2])) if size else Refusal(said, code)
 
     def _fail_unconfirmed(self, outcome: Exception) -> None:
         items = list(self._unconfirmed.values())

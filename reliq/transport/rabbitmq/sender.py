@@ -16,9 +16,9 @@ from dramatiq.logging import get_logger
 
 from ..gate import AwayGate
 from ..settlement import Publish, Store
-from .errors import NOT_FOUND, Failure, Refusal
+from .errors import NOT_FOUND, Failure, Refusal, TooLarge
 from .frames import letter_frame, message_frame
-from .publisher import Batch, Frame, MaybeStored, Unroutable
+from .publisher import Batch, Frame, MaybeStored, NotStored, Unroutable
 
 if TYPE_CHECKING:
     from .transport import RabbitTransport
@@ -35,7 +35,8 @@ class Sender:
     def __init__(self, transport: RabbitTransport) -> None:
         self._transport = transport
         self._logger = get_logger(__name__, type(self))
-        self._gate = AwayGate()
+        #: Shut while the broker is known to be away; opened by the publisher, too, when it is connected again.
+        self.gate = AwayGate()
 
     def send(self, items: Sequence[Publish], doing: str, came: Any = None) -> list[Exception | None]:
         """One outcome per item, in order. `came` are properties that they had come with."""
@@ -45,7 +46,7 @@ class Sender:
         return outcomes
 
     def _send(self, items: Sequence[Publish], doing: str, came: Any) -> list[Exception | None]:
-        refused = self._gate.refuses()
+        refused = self.gate.refuses()
         if refused is not None:
             away = f"{doing}: not stored, RabbitMQ has been away since an earlier send ({refused})"
             return [Failure(away) for _ in items]
@@ -56,12 +57,12 @@ class Sender:
         for index, item in enumerate(items):
             try:
                 frames[index] = self.frame(item, came)
-            except Failure as exc:
+            except Refusal as exc:
                 outcomes[index] = _caused(f"not stored, {exc}", exc)
             except ConnectionClosed as exc:
                 # The broker is away: so it is for the rest, which would wait as long.
                 outcomes[index:] = [_caused(f"not stored, {exc}", exc) for _ in items[index:]]
-                self._gate.failed(str(exc))
+                self.gate.failed(str(exc))
                 break
         # What had to be declared first may have taken its time.
         published = self._published(items, frames, max(deadline, time.monotonic() + LEAST_S), came)
@@ -86,11 +87,11 @@ class Sender:
                 self._deliver(batch, deadline)
             except ConnectionClosed as exc:
                 self._logger.warning("What found no queue cannot be declared again: %s", exc)
-        if any(outcome is None or isinstance(outcome, Refusal) for outcome in batch.outcomes):
-            self._gate.passed()
-        else:
+        if any(not isinstance(outcome, MaybeStored | NotStored) for outcome in batch.outcomes):
+            self.gate.passed()
+        elif not any(outcome.answered for outcome in batch.outcomes):
             # Not the outcome's words: they are of this message, and the next one was not sent.
-            self._gate.failed(self._transport.publisher.why or "it does not confirm")
+            self.gate.failed(self._transport.publisher.why or "it does not confirm")
         return dict(zip(frames, batch.outcomes))
 
     def _deliver(self, batch: Batch, deadline: float) -> None:
@@ -110,7 +111,10 @@ class Sender:
 
     def frame(self, item: Store, came: Any = None, *, again: bool = False) -> Frame:
         """Where an item goes, what it needs declared first. `came` are the properties that it was delivered with."""
-        declared = self._transport.declared
+        declared, limit = self._transport.declared, self._transport.max_body
+        if isinstance(item, Publish) and len(item.body) > limit:
+            # Asked, the broker would close the channel under all that is on its way.
+            raise TooLarge(f"the body has {len(item.body)} bytes and RabbitMQ takes {limit}; send less", limit)
         if not isinstance(item, Publish):
             return letter_frame(item, declared.dead(item.queue), came, again=again)
         queue_name = q_name(item.message.queue_name)

@@ -7,11 +7,10 @@ delivery whose channel is gone nothing is published, because the broker delivers
 
 from __future__ import annotations
 
-import re
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
@@ -20,7 +19,7 @@ from ..settlement import Publish, Settlement, Unstorable
 from .consumer import RabbitDelivered
 from .copies import AGAIN
 from .errors import CANNOT_BE_SENT, OTHER_ARGUMENTS, Failure, Refusal
-from .publisher import Batch, Frame
+from .publisher import Batch, Frame, MaybeStored
 from .sender import missed
 from .subscription import Arrival, Subscription
 
@@ -32,8 +31,6 @@ SETTLE_WAIT_S = 1.0
 
 #: How many deliveries that were settled are remembered: far more than are unacked at any time.
 REMEMBERED = 10_000
-
-_TOO_LARGE = re.compile(r"larger than.*?(\d{3,})")
 
 
 class Settler:
@@ -89,13 +86,15 @@ class Settler:
         batch = self._batches.get(settlement.token)
         if batch is None or len(batch.frames) != len(settlement.store):
             batch = self._batches[settlement.token] = Batch(self._frames(settlement, arrival))
-        if any(getattr(outcome, "suspect", False) for outcome in batch.outcomes):
-            batch.alone = True
+        if any(isinstance(outcome, MaybeStored) for outcome in batch.outcomes):
+            # Sent again though it may be stored: marked, so that one of the two runs.
+            batch.frames = self._frames(settlement, arrival, again=True)
+            batch.alone = any(getattr(outcome, "suspect", False) for outcome in batch.outcomes)
         self._transport.publisher.submit(batch)
         return batch
 
-    def _frames(self, settlement: Settlement, arrival: Arrival) -> list[Frame]:
-        again = arrival.redelivered or AGAIN in (arrival.properties.headers or ())
+    def _frames(self, settlement: Settlement, arrival: Arrival, *, again: bool = False) -> list[Frame]:
+        again = again or arrival.redelivered or AGAIN in (arrival.properties.headers or ())
         frames = []
         for index, item in enumerate(settlement.store):
             # The first is what the message itself becomes; others are sent on its behalf.
@@ -105,7 +104,7 @@ class Settler:
                 frames.append(self._transport.sender.frame(item, came, again=own and again))
             except Refusal as exc:
                 if exc.code in (OTHER_ARGUMENTS, CANNOT_BE_SENT):
-                    raise Unstorable(str(exc), index) from exc
+                    raise Unstorable(str(exc), index, limit=getattr(exc, "limit", None)) from exc
                 raise
         return frames
 
@@ -118,7 +117,7 @@ class Settler:
         for index, outcome in enumerate(batch.outcomes):
             if isinstance(outcome, Refusal) and outcome.code in (OTHER_ARGUMENTS, CANNOT_BE_SENT):
                 self._batches.pop(settlement.token, None)
-                raise Unstorable(str(outcome), index, limit=_limit_in(str(outcome))) from outcome
+                raise Unstorable(str(outcome), index, limit=getattr(outcome, "limit", None)) from outcome
         if missed(batch):
             self._transport.sender.forget(batch, settlement.store)
             self._batches[settlement.token] = _rest_of(batch, self._frames(settlement, arrival))
@@ -163,9 +162,3 @@ def _rest_of(batch: Batch, frames: list[Frame]) -> Batch:
     rest = Batch(frames)
     rest.outcomes = list(batch.outcomes)
     return rest
-
-
-def _limit_in(text: str) -> int | None:
-    """The largest body that the server takes, where its refusal says so."""
-    found: Any = _TOO_LARGE.search(text)
-    return int(found[1]) if found else None

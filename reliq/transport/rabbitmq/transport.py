@@ -106,7 +106,9 @@ class RabbitTransport(Transport[RabbitmqBroker]):
             with self._starting:
                 publisher = self._publisher
                 if publisher is None:
-                    publisher = Publisher(self.broker.parameters, self.settings.lease_ms / 1000)
+                    publisher = Publisher(
+                        self.broker.parameters, self.settings.lease_ms / 1000, self.sender.gate.passed
+                    )
                     publisher.link.start()
                     self._publisher = publisher
         return publisher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import dramatiq
 import pytest
@@ -20,6 +20,8 @@ Make = Callable[..., Stage]
 
 class Queues:
     """`join`, `flush`, `flush_all`, `depth`, names, shutdown."""
+
+    capabilities: ClassVar[frozenset[str]]
 
     def test_join_waits_for_retries_and_delays(self, make: Make) -> None:
         """10 that fail twice and 10 delayed: after join all 20 are done."""
@@ -124,13 +126,16 @@ class Queues:
         eventually(lambda: len(ran) == 1 and (stage.counts()[1] or 0) >= 2, what="a prefetch")
         stopper = threading.Thread(target=stop, args=(worker,))
         stopper.start()
-        eventually(lambda: stage.transport.draining, what="the stop to begin")
+        eventually(lambda: not any(thread.running for thread in worker.workers), what="the stop to begin")
         gate.set()
         stopper.join(20)
         assert not stopper.is_alive()
         assert (len(ran), stage.counts()) == (1, (7, 0, 0, 0))
         left = [body for number, body in enumerate(bodies) if number != ran[0]]
-        assert as_handed_out(stage.maker.ready(stage.broker, "default")) == as_handed_out(left)
+        found = stage.maker.ready(stage.broker, "default")
+        if "hands_back_in_order" in self.capabilities:
+            assert as_handed_out(found) == as_handed_out(left)
+        assert sorted(found) == sorted(left)
 
     def test_a_task_told_of_the_shutdown_goes_back_without_an_attempt_spent(self, make: Make) -> None:
         """notify_shutdown, max_retries=0: started twice, completed once, no letter, body unchanged."""

@@ -11,6 +11,7 @@ import pytest
 from dramatiq.middleware.shutdown import Shutdown
 
 import reliq
+from tests.transport.promises.needs import needs
 from tests.transport.rig import SOON, Stage
 
 Make = Callable[..., Stage]
@@ -90,9 +91,9 @@ class Settling:
         hand = stage.hand()
         message = hand.take()
         hand.consumer.requeue([message])
-        assert stage.counts() == (1, 0, 0, 0)
+        stage.wait_for(1, 0, 0, 0)
         hand.run(message)
-        assert stage.counts() == (1, 0, 0, 0)
+        stage.wait_for(1, 0, 0, 0)
 
     def test_a_retry_carries_its_counts_and_keeps_what_was_sent(self, make: Make) -> None:
         """Same id, arguments and options; retries counted for stock and for reliq."""
@@ -126,6 +127,7 @@ class Settling:
         stage.broker.join("default", timeout=10_000)
         assert (len(runs), stage.counts()) == (4, (0, 0, 0, 0))
 
+    @needs("hands_back_in_order")
     def test_a_message_handed_back_is_the_next_to_run_and_byte_for_byte_the_same(self, make: Make) -> None:
         """Shutdown: no attempt spent, nothing rewritten, first in its queue."""
         stage = make()
