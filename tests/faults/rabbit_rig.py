@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pika
@@ -45,6 +46,8 @@ class RabbitRig(Rig):
         self._make_workers = make_workers
         self._figure = figure
         self._senders: dict[str, RabbitmqBroker] = {}
+        self._raw = ExitStack()
+        self._channel: Any = None
 
     # -- sending
 
@@ -68,10 +71,10 @@ class RabbitRig(Rig):
         """Put raw bytes on a queue, as no producer of ours would."""
         raw = json.dumps(body).encode() if isinstance(body, dict) else body
         self.transport.declared.queue("default")
-        with connected(self.api, self.vhost) as connection:
-            channel = connection.channel()
-            channel.confirm_delivery()
-            channel.basic_publish("", queue, raw, pika.BasicProperties(delivery_mode=2), mandatory=True)
+        if self._channel is None:
+            self._channel = self._raw.enter_context(connected(self.api, self.vhost)).channel()
+            self._channel.confirm_delivery()
+        self._channel.basic_publish("", queue, raw, pika.BasicProperties(delivery_mode=2), mandatory=True)
 
     def body(self, actor: str = "work", *args: Any, **changes: Any) -> dict[str, Any]:
         """The fields of a good message, with changes."""
@@ -107,6 +110,7 @@ class RabbitRig(Rig):
 
     def close(self) -> None:
         """Close what the sending side has opened."""
+        self._raw.close()
         for broker in self._senders.values():
             transport = transport_of(broker)
             if isinstance(transport, RabbitTransport):

@@ -42,6 +42,8 @@ from tests.faults.rabbit_census import STILL_S, busy, take_census, wait_idle
 from tests.faults.stage import Mode, message
 
 TASKS = "tests.faults.apps.r_tasks"
+#: s within which workers that are ready have begun, on a machine that is busy with other tests.
+START_S = 30
 
 
 class RabbitStage:

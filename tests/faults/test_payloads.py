@@ -34,6 +34,7 @@ def test_an_undecodable_body_among_fifty_is_set_aside_with_its_bytes(rig: Rig) -
     poison = b"\x00\xff\xfe{garbage\r\n\x1b[2J" + bytes(range(256))
     rig.workers()
     rig.send_many("work", range(25))
+    rig.wait_done(1)  # its consumers are up
     put_at = time.monotonic()
     rig.put(poison, "poison")
     rig.send_many("work", range(25, 50))

@@ -13,7 +13,7 @@ import pytest
 from dramatiq.errors import ConnectionClosed
 
 from reliq.testing import WorkerGroup
-from tests.faults.rabbit_stage import RabbitStage
+from tests.faults.rabbit_stage import START_S, RabbitStage
 from tests.faults.stage import SLACK, extra_runs, message, stranded
 
 #: s after the end of an outage within which all must be done.
@@ -46,7 +46,7 @@ def test_no_retry_is_lost_when_no_connection_can_be_opened(
     for each in (stage, plain):
         each.workers()
         each.send("work", [1_000])
-        assert each.log.wait_for("end")  # the connections of sender and consumers are open
+        assert each.log.wait_for("end", timeout=START_S)  # the connections of sender and consumers are open
         stage.server.limit_connections(each.vhost, 1)
         each.send("flaky", range(N))
     time.sleep(6)  # sleep-ok: the length of the fault
@@ -68,7 +68,7 @@ def test_workers_cut_off_while_no_connection_can_be_opened_go_on_afterwards(
     group = stage.workers()
     pid = group.worker_pid
     keys = stage.send("flaky", range(N), seconds=0.1)
-    assert stage.log.wait_for("fail", 4)
+    assert stage.log.wait_for("fail", 4, START_S)
     stage.server.limit_connections(stage.vhost, 1)
     stage.proxy.cut()
     began = time.monotonic()
@@ -113,8 +113,8 @@ def test_no_retry_is_lost_when_the_broker_dies_out_of_memory(
         each.send("flaky", range(N))
     stage.node.alarm_memory()
     groups = [each.workers(direct=True) for each in (stage, plain)]  # consumes, although it may not publish
-    assert stage.log.wait_for("fail", 4)
-    assert plain.log.wait_for("fail", 4)
+    assert stage.log.wait_for("fail", 4, START_S)
+    assert plain.log.wait_for("fail", 4, START_S)
     time.sleep(seconds)  # sleep-ok: the length of the alarm
     stage.node.restart()
     over = time.monotonic()
@@ -142,7 +142,7 @@ def test_a_worker_whose_line_goes_dead_recovers(
     group = stage.workers(delivery={"lease": 2_000})
     pid = group.worker_pid
     keys = stage.send("flaky", range(N), seconds=0.1)
-    assert stage.log.wait_for("fail", 4)
+    assert stage.log.wait_for("fail", 4, START_S)
     (stage.proxy.stall if how == "stalled" else stage.proxy.blackhole)()
     time.sleep(6)  # sleep-ok: the length of the fault
     stage.proxy.heal()
@@ -163,7 +163,7 @@ def test_tasks_that_do_not_fail_survive_an_outage_of_3_s(
     group = stage.workers()
     pid = group.worker_pid
     keys = stage.send("work", range(300), seconds=0.04)
-    assert stage.log.wait_for("end", 50)
+    assert stage.log.wait_for("end", 50, START_S)
     stage.proxy.refuse()
     time.sleep(3)  # sleep-ok: the outage's length
     stage.proxy.heal()

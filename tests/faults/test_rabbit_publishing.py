@@ -23,7 +23,7 @@ from reliq.testing import eventually
 from reliq.testing.plugin import MakeProxy
 from reliq.transport.rabbitmq import link
 from tests.faults.rabbit_senders import Outcome, Sender, streaming
-from tests.faults.rabbit_stage import RabbitStage
+from tests.faults.rabbit_stage import START_S, RabbitStage
 from tests.faults.stage import SLACK, Mode
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_what_was_accepted_is_stored_when_the_broker_dies_in_a_stream(
     stage = mortal_rabbit_stage
     sender, plain = both(stage)
     with streaming(*stream(sender), plain.send):
-        eventually(lambda: len(sender.accepted()) > 1_000 and len(plain.accepted()) > 500, what="a stream")
+        eventually(lambda: len(sender.accepted()) > 1_000 and len(plain.accepted()) > 500, START_S, what="a stream")
         stage.node.kill()
         before = len(sender.accepted())
         stage.node.start()

@@ -15,7 +15,7 @@ import pytest
 
 from reliq.testing import WorkerGroup, eventually
 from reliq.testing.runlog import Key
-from tests.faults.rabbit_stage import RabbitStage
+from tests.faults.rabbit_stage import START_S, RabbitStage
 from tests.faults.stage import SLACK, extra_runs, stranded
 
 DEPLOY = "tests.faults.apps.r_deploy"
@@ -38,8 +38,8 @@ def test_an_idle_survivor_runs_what_a_killed_worker_held(
     gate = tmp_path / "gate"
     keys = stage.send("hold", range(8), gate=str(gate))
     victim = stage.workers()
-    assert stage.log.wait_for("start", 4)
-    eventually(lambda: stage.unacked() == 8, what="a whole prefetch in the victim's hands")
+    assert stage.log.wait_for("start", 4, START_S)
+    eventually(lambda: stage.unacked() == 8, START_S, what="a whole prefetch in the victim's hands")
     stage.workers()
     victim.kill()
     died_at = time.time()
@@ -63,8 +63,8 @@ def test_a_deploy_spends_no_attempt_and_buries_nothing(
     stage = rabbit_stage
     keys = stage.send("interruptible", range(4)) + stage.send("interruptible", range(4, 44), seconds=0.05)
     old = stage.workers(args=(DEPLOY,))
-    assert stage.log.wait_for("start", 4)
-    eventually(lambda: stage.unacked() == 8, what="a whole prefetch in the worker's hands")
+    assert stage.log.wait_for("start", 4, START_S)
+    eventually(lambda: stage.unacked() == 8, START_S, what="a whole prefetch in the worker's hands")
     old.terminate()
     old.wait(10 * SLACK)
     left = stage.last_census()
@@ -92,7 +92,7 @@ def test_a_deploy_lets_what_runs_end_and_gives_back_the_rest(
     stage = rabbit_stage
     keys = stage.send("work", range(12), seconds=3)
     groups = [stage.workers() for _ in range(2)]  # the first has taken 8
-    assert stage.log.wait_for("start", 8)
+    assert stage.log.wait_for("start", 8, START_S)
     told_at = time.monotonic()
     groups[0].terminate()
     code = groups[0].wait(10 * SLACK)
@@ -112,7 +112,7 @@ def test_plain_dramatiq_buries_what_a_deploy_interrupts(
     stage.mode = "plain"
     keys = stage.send("interruptible", range(8))
     old = stage.workers(args=(DEPLOY,))
-    assert stage.log.wait_for("start", 4)
+    assert stage.log.wait_for("start", 4, START_S)
     old.terminate()
     old.wait(10 * SLACK)
     counted = stage.count(keys)
