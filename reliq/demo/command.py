@@ -7,6 +7,7 @@ Imported for `reliq --help` too: what needs Dramatiq or Redis is imported when t
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Literal
 
 import click
@@ -56,6 +57,8 @@ def command(
     """
     try:
         from .run import run_demo
+
+        import_module(f".{kind}_scene", __package__)
     except ImportError as exc:
         raise click.ClickException(
             f"the demo needs a client: pip install 'dramatiq-reliq[{kind},demo]' ({exc})"

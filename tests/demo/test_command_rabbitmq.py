@@ -83,6 +83,17 @@ def test_stopped_while_its_node_boots_it_leaves_nothing_behind(tmp_path: Path) -
     assert "Traceback" not in run.output
 
 
+def test_without_the_client_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['pika'] = None\n"
+        "from reliq.demo.command import command; command(['--broker', 'rabbitmq'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'dramatiq-reliq[rabbitmq,demo]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
