@@ -57,12 +57,11 @@ def list_letters(ctx: click.Context, /, limit: int, **options: Any) -> None:
     with closing(letters.select(transport, selector)) as found:
         page = islice(found, limit) if limit else found
         shown = put_rows(ctx, (_shown(transport, letter) for letter in page), _LIST_COLUMNS, _LIST_SPARE)
+        rest = letters.count_rest(transport, selector, found, shown) if limit and shown == limit else 0
     if not shown:
         _say_nothing_found(transport, selector)
-    elif limit and shown == limit:
-        rest = letters.count(transport, selector) - shown
-        if rest > 0:
-            say(f"{rest} more; --limit 0 lists all")
+    elif rest:
+        say(f"{rest} more; --limit 0 lists all")
 
 
 @click.command("show")

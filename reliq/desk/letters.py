@@ -7,7 +7,7 @@ read, so that nobody else can: whoever stops before the end of `select` closes i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -90,6 +90,14 @@ def count(transport: Transport[Any], selector: Selector) -> int:
     if selector.needs_letters:
         return sum(1 for _ in select(transport, selector))
     return sum(group["count"] for group in groups(transport, selector))
+
+
+def count_rest(transport: Transport[Any], selector: Selector, found: Iterator[DeadLetter], taken: int) -> int:
+    """How many are meant beside the `taken` ones that were read from `found` (of `select`): asked of the index, where
+    there is none read on."""
+    if transport.has_letter_index:
+        return max(0, count(transport, selector) - taken)
+    return sum(1 for _ in found)
 
 
 def queues_of(transport: Transport[Any], selector: Selector) -> list[str]:

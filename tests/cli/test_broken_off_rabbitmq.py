@@ -16,16 +16,15 @@ from reliq.testing import eventually
 from reliq.testing.plugin import MakeProxy
 from tests.cli.conftest import Cli
 from tests.cli.test_broken_off import end_of, killed, start
-from tests.desk.morgues import on_rabbitmq
+from tests.desk.morgues import on_both_queue_types, on_rabbitmq
 from tests.desk.rabbit_support import RabbitMorgue
-
-pytestmark = on_rabbitmq
 
 #: Frames of AMQP 0-9-1: class 60, method 40 and 80.
 PUBLISH, ACK = b"\x00\x3c\x00\x28", b"\x00\x3c\x00\x50"
 READING = (["list"], ["count"], ["groups"], ["show", "ID"], ["replay", "--all", "--yes"], ["discard", "--all", "--yes"])
 
 
+@on_both_queue_types
 @pytest.mark.parametrize("kind", ["letter", "stock"])
 def test_a_second_reader_is_told_and_works_when_the_first_has_ended(cli: Cli, morgue: RabbitMorgue, kind: str) -> None:
     """One line, exit 1, whichever of the two queues of letters is held; never "no dead letters"."""
@@ -48,6 +47,7 @@ def test_a_second_reader_is_told_and_works_when_the_first_has_ended(cli: Cli, mo
         assert cli(*command).code == 0
 
 
+@on_both_queue_types
 def test_letters_that_come_while_others_are_read_stay(cli: Cli, morgue: RabbitMorgue) -> None:
     """Behind those that were there: reading changes no order."""
     morgue.letter(0)
@@ -61,6 +61,7 @@ def test_letters_that_come_while_others_are_read_stay(cli: Cli, morgue: RabbitMo
     ]
 
 
+@on_both_queue_types
 def test_a_reader_that_is_killed_loses_nothing(cli: Cli, morgue: RabbitMorgue) -> None:
     """kill -9 while it waits for whoever reads its output: the letters are back at once, in their order."""
     for number in range(60):
@@ -76,6 +77,7 @@ def test_a_reader_that_is_killed_loses_nothing(cli: Cli, morgue: RabbitMorgue) -
     assert morgue.dump() == before
 
 
+@on_rabbitmq
 @pytest.mark.parametrize(
     ("request_", "nth", "moment"),
     [(PUBLISH, 11, "before"), (PUBLISH, 11, "replied"), (ACK, 11, "before"), (ACK, 11, "after")],
@@ -101,6 +103,7 @@ def test_a_replay_killed_half_way_and_repeated_runs_every_letter(
     assert len(sent) in (20, 21)  # twice: at most the one that was under way
 
 
+@on_rabbitmq
 def test_a_broker_that_goes_away_leaves_a_replay_partly_done(
     cli: Cli, morgue: RabbitMorgue, fault_proxy: MakeProxy
 ) -> None:
@@ -119,17 +122,20 @@ def test_a_broker_that_goes_away_leaves_a_replay_partly_done(
     assert sorted({message["args"][0] for message in morgue.queued()}) == list(range(10))
 
 
+@on_rabbitmq
 def test_a_drain_killed_half_way_and_repeated_gives_every_letter_back(
     cli: Cli, morgue: RabbitMorgue, fault_proxy: MakeProxy
 ) -> None:
-    """kill -9 at the 11th of 20, before it is removed where it was: nothing lost, that one may be there twice."""
-    for number in range(20):
-        morgue.letter(number)
+    """kill -9 while a step (200 letters) that is stored is being removed where it was: nothing lost. What of the step
+    is then in both places comes twice, and is shown as one."""
+    put = [morgue.letter(number) for number in range(250)]
     command = ["queues", "drain", "--to-stock", "--letters", "--queue", "default", "--yes"]
     proxy = fault_proxy(morgue.server)
-    killed(proxy, ACK, *command, nth=11, url=morgue.server.url(morgue.vhost, port=proxy.port))
+    killed(proxy, ACK, *command, nth=1, url=morgue.server.url(morgue.vhost, port=proxy.port))
+    assert len(morgue.lying("default.XQ")) == 200
     eventually(lambda: cli(*command).code == 0, 10, 0.05, "the letters are back")
     assert morgue.lying("default.dead") == []
     moved = [headers["x-reliq-id"] for _, headers, _ in morgue.lying("default.XQ")]
-    assert len(set(moved)) == 20
-    assert len(moved) in (20, 21)
+    assert set(moved) == set(put)  # lost 0
+    assert len(moved) <= 450
+    assert [letter["id"] for letter in cli.json("dlq", "list", "--limit", "0")] == put

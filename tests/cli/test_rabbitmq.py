@@ -15,6 +15,7 @@ from dramatiq.message import Message
 from dramatiq.middleware import Retries
 
 from reliq.testing import eventually
+from reliq.testing.plugin import MakeProxy
 from reliq.testing.ports import free_port
 from tests.cli.conftest import Cli, MakeApp
 from tests.cli.test_broken_off import end_of, start
@@ -102,6 +103,15 @@ def test_queues_tell_what_they_hold(cli: Cli, morgue: RabbitMorgue) -> None:
 
 
 @on_rabbitmq
+def test_exclusive_queues_of_others_are_left_alone(cli: Cli, morgue: RabbitMorgue) -> None:
+    """Reply queues of other programs in the vhost can be asked nothing."""
+    morgue.letter(1)
+    morgue.channel.queue_declare("", exclusive=True)
+    assert [row["queue"] for row in cli.json("queues", "list")] == ["default"]
+    assert cli("queues", "drain", "--to-stock", "--all", "--letters", "--yes").code == 0
+
+
+@on_rabbitmq
 def test_a_queue_with_arguments_of_its_own_is_used_as_it_stands(bare: Cli, morgue: RabbitMorgue) -> None:
     """By --url nobody knows the application's `max_priority` or queue types: sends and replays need not."""
     bare.options = ("--url", morgue.url)
@@ -135,7 +145,7 @@ def test_a_server_that_does_not_let_in_is_one_line(bare: Cli, morgue: RabbitMorg
         (morgue.url + "-gone", "dlq", "count", *queue): "create the vhost",
         (morgue.url + "-gone", "queues", "list", *queue): "create the vhost",
         (morgue.url.replace("amqp:", "amqps:"), "dlq", "list", *queue): "SSL",
-        (morgue.url, "queues", "list", "--management-url", f"http://guest:s3cr3t@{host}:{management}"): "401",
+        (morgue.url, "queues", "list", "--management-url", f"http://guest:s3cr3t@{host}:{management}"): "the login",
         (morgue.url, "queues", "list", "--management-url", f"http://guest:s3cr3t@{host}:{dead}"): str(dead),
         (morgue.url, "queues", "list", "--management-url", f"http://guest:s3cr3t@{host}:{port}"): str(port),
     }
@@ -150,6 +160,18 @@ def test_a_server_that_does_not_let_in_is_one_line(bare: Cli, morgue: RabbitMorg
     for url, *command in list(cases)[:3:2]:
         code, out, err = end_of(start("--url", url, *command))
         assert (code, out, err.count("\n")) == (1, "", 1), err
+
+
+@on_rabbitmq
+def test_a_server_that_does_not_answer_is_one_line(bare: Cli, morgue: RabbitMorgue, fault_proxy: MakeProxy) -> None:
+    """It takes the connection, and then says nothing: not waited for without end."""
+    proxy = fault_proxy(morgue.server)
+    proxy.stall()
+    bare.options = ("--url", morgue.server.url(morgue.vhost, port=proxy.port))
+    for command in (["dlq", "list"], ["send", "x"]):
+        result = bare(*command, "--queue", "q", "-o", "json")
+        assert (result.code, result.out) == (1, ""), result
+        assert len(result.err.splitlines()) == 1
 
 
 def test_a_client_that_is_not_installed_is_named(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dramatiq.encoder import JSONEncoder
 
 from tests.cli.conftest import Cli, MakeApp
-from tests.desk.morgues import both_brokers
+from tests.desk.morgues import both_brokers, everywhere
 from tests.desk.support import Morgue
 
 
@@ -213,7 +213,7 @@ def test_letters_are_chosen_by_fingerprint_and_by_ids(cli: Cli, morgue: Morgue) 
     assert [one["id"] for one in cli.json("dlq", "list", "--id", second, "--id", first)] == [first, second]
 
 
-@both_brokers
+@everywhere
 def test_reading_changes_nothing(cli: Cli, morgue: Morgue) -> None:
     letter_id = morgue.letter(1)
     morgue.stock(2)

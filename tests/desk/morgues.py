@@ -14,14 +14,17 @@ from tests.desk.support import Morgue, RedisMorgue
 
 both_brokers = pytest.mark.parametrize("morgue", ["redis", "rabbitmq"], indirect=True)
 on_rabbitmq = pytest.mark.parametrize("morgue", ["rabbitmq"], indirect=True)
+on_both_queue_types = pytest.mark.parametrize("morgue", ["rabbitmq", "quorum"], indirect=True)
+everywhere = pytest.mark.parametrize("morgue", ["redis", "rabbitmq", "quorum"], indirect=True)
 
 
 def opened(request: pytest.FixtureRequest) -> Iterator[Morgue]:
     """The body of the fixture `morgue`: only the server that is meant is started."""
+    where, asked = getattr(request, "param", "redis"), request.getfixturevalue
     made: Morgue
-    if getattr(request, "param", "redis") == "rabbitmq":
-        made = RabbitMorgue(request.getfixturevalue("shared_rabbitmq"), request.getfixturevalue("vhost"))
+    if where == "redis":
+        made = RedisMorgue(asked("shared_redis").url, asked("namespace"))
     else:
-        made = RedisMorgue(request.getfixturevalue("shared_redis").url, request.getfixturevalue("namespace"))
+        made = RabbitMorgue(asked("shared_rabbitmq"), asked("vhost"), "quorum" if where == "quorum" else None)
     yield made
     made.close()
