@@ -10,9 +10,17 @@ import re
 
 import pika.exceptions
 from dramatiq.errors import ConnectionClosed
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 #: What the client or the socket below it may raise. A ValueError too: pika lets one out when a peer resets at once.
-PIKA_ERRORS = (pika.exceptions.AMQPError, pika.exceptions.ChannelError, OSError, ValueError, AssertionError)
+PIKA_ERRORS = (
+    pika.exceptions.AMQPError,
+    pika.exceptions.ChannelError,
+    AMQPConnectorException,
+    OSError,
+    ValueError,
+    AssertionError,
+)
 
 #: AMQP's reply codes; 406 is also given for a message that the broker does not take.
 NOT_FOUND, NO_RIGHT, LOCKED, OTHER_ARGUMENTS = 404, 403, 405, 406

@@ -7,6 +7,8 @@ happens while a queue is read, what was not removed is in it afterwards; one rea
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 PATIENCE_S = 5.0
 #: A reader may wait for a person between two messages, and answers no heartbeats meanwhile. Seconds.
 HEARTBEAT_S = 600.0
+
+
+#: How long the broker may take to say goodbye. Seconds.
+CLOSE_S = 3.0
 
 
 class Reading:
@@ -55,10 +61,10 @@ class Reading:
         """Give back what was not removed."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None and connection.is_open:
-            try:
-                connection.close()
-            except PIKA_ERRORS:
-                return  # it is gone, and the broker has taken back what was ours
+            # A server that is frozen answers no goodbye; it gives all back when it finds the connection gone.
+            closing = threading.Thread(target=_close, args=(connection,), name="reliq-desk-close", daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
 
     @property
     def is_open(self) -> bool:
@@ -80,6 +86,7 @@ class Reading:
                 self.queue_name, exclusive=True, inactivity_timeout=PATIENCE_S
             ):
                 if method is None:
+                    self._ask_for(left)
                     return
                 yield Arrival(
                     method.delivery_tag,
@@ -96,6 +103,13 @@ class Reading:
             if code_of(exc) == NOT_FOUND:
                 return
             raise self._error(exc) from exc
+
+    def _ask_for(self, missing: int) -> None:
+        """Nothing came for a while: fine if the rest was purged or has expired meanwhile."""
+        if self._channel.queue_declare(self.queue_name, passive=True).method.message_count:
+            raise Failure(
+                f"queue {self.queue_name!r}: {missing} messages were not delivered within {PATIENCE_S:.0f} s; try again"
+            )
 
     def take(self) -> Arrival | None:
         """The first message, without keeping others away; None when there is none."""
@@ -133,3 +147,8 @@ class Reading:
             "try again when that command has ended",
             NO_RIGHT,
         )
+
+
+def _close(connection: Any) -> None:
+    with contextlib.suppress(*PIKA_ERRORS):
+        connection.close()  # else it is gone, and the broker has taken back what was ours

@@ -23,8 +23,8 @@ from .publisher import Batch, Frame, MaybeStored, NotStored, Unroutable
 if TYPE_CHECKING:
     from .transport import RabbitTransport
 
-#: The least time that a message on its way has to be confirmed. Seconds.
-LEAST_S = 0.3
+#: The least share of `send_timeout` that a message on its way has to be confirmed, whatever came before.
+LEAST_SHARE = 0.5
 #: How many of a large batch are on their way at once; each such part has `send_timeout`.
 MOST_PER_PART = 1_000
 
@@ -64,8 +64,9 @@ class Sender:
                 outcomes[index:] = [_caused(f"not stored, {exc}", exc) for _ in items[index:]]
                 self.gate.failed(str(exc))
                 break
-        # What had to be declared first may have taken its time.
-        published = self._published(items, frames, max(deadline, time.monotonic() + LEAST_S), came)
+        # A slow broker may have taken its time to declare what is needed; each of its answers came within the timeout.
+        least = time.monotonic() + self._transport.settings.send_timeout_ms * LEAST_SHARE / 1000
+        published = self._published(items, frames, max(deadline, least), came)
         for index, outcome in published.items():
             outcomes[index] = outcome
             if outcome is None and items[index].delay_ms:

@@ -185,6 +185,9 @@ class Subscription:
         arrival = Arrival(tag, method.redelivered, properties, body, method.exchange, method.routing_key)
         self.outstanding[tag] = arrival
         self._arrived.put(arrival)
+        if len(self._owed) > self._prefetch // 4:
+            # Here anyway: a busy consumer need not wake this thread for its acks.
+            self._flush()
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ends it: the queue was deleted, or its node is gone."""
