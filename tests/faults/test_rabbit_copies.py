@@ -130,6 +130,24 @@ def test_a_line_cut_between_a_retrys_confirm_and_its_ack_makes_no_second_complet
     assert set(ends.values()) == {1}
 
 
+@pytest.mark.parametrize("mode", [pytest.param("plain", marks=pytest.mark.full), "reliq"])
+def test_a_lost_confirm_of_a_retry_makes_no_second_completion(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None], mode: Mode
+) -> None:
+    """10 flaky(1); the confirm of each retry is lost with the connection it was to come on, so that the retry is sent
+    again: 1 completion each. Plain: each retry is stored twice, 2 completions."""
+    stage = rabbit_stage
+    stage.mode, stage.confirm = mode, True
+    first = FirstRetries()
+    lost = stage.proxy.drop_replies(first, every=True)
+    stage.workers(TASKS, env={**SOON, "dramatiq_restart_delay": "100"}, threads=1)
+    counted = stage.finish(stage.send("flaky", range(10)), 20 * SLACK)
+    runs, ends = runs_of(stage), runs_of(stage, "end")
+    figure(f"{counted}; confirms lost {lost.fired}, runs {sum(runs.values())}, completions {sum(ends.values())}")
+    assert (counted.done, counted.lost, stranded(counted), counted.dead, lost.fired) == (10, 0, 0, 0, 10)
+    assert (set(ends.values()) == {1}) == (mode == "reliq")
+
+
 def test_two_sends_of_one_id_both_run(rabbit_stage: RabbitStage, figure: Callable[[object], None]) -> None:
     """10 messages, each sent twice under its one id, fail once: 40 runs, 2 completions each, none taken for a copy."""
     stage = rabbit_stage

@@ -157,10 +157,15 @@ KINDS: dict[str, tuple[int, type[RabbitmqBroker], dict[str, Any]]] = {
     "quorum-subclass": (2, QuorumBroker, {}),
     "confirming": (4, RabbitmqBroker, {"confirm_delivery": True}),
 }
+#: What plain Dramatiq has declared is met in all ways; the other way round the plain queues are enough for a start.
+ORDERS = [
+    pytest.param(kind, first, marks=pytest.mark.full if first == "reliq" and kind != "stock" else ())
+    for kind in KINDS
+    for first in ("plain", "reliq")
+]
 
 
-@pytest.mark.parametrize("first", ["plain", "reliq"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "first"), ORDERS)
 def test_queues_declared_by_either_first_stay_as_plain_dramatiq_declares_them(
     shared_rabbitmq: RabbitmqApi,
     vhost: str,
