@@ -39,8 +39,9 @@ def test_no_retry_is_lost_when_no_connection_can_be_opened(
     rabbit_stage: RabbitStage, figure: Callable[[object], None]
 ) -> None:
     """faults.md row 9: the vhost's connection limit is reached for 6 s once the consumers are up: 40 flaky(1) are done.
+    Plain Dramatiq's threads open a connection each to publish, in vain.
 
-    Plain Dramatiq's threads open a connection each to publish, in vain: 40 of 40 lost.
+    sent 40 done 40 lost 0 stuck 0, extra runs 0. plain: 40 of 40 lost.
     """
     stage, plain = rabbit_stage, rabbit_stage.twin()
     for each in (stage, plain):
@@ -63,7 +64,10 @@ def test_workers_cut_off_while_no_connection_can_be_opened_go_on_afterwards(
     rabbit_stage: RabbitStage, figure: Callable[[object], None]
 ) -> None:
     """The same with every connection of the worker cut, so that it has none for 4 s: all are done by the same process.
-    A process that wants to send meanwhile is told why it cannot, in time."""
+    A process that wants to send meanwhile is told why it cannot, in time.
+
+    sent 40 done 40 lost 0 stuck 0, done 3 s after the limit was lifted.
+    """
     stage = rabbit_stage
     group = stage.workers()
     pid = group.worker_pid
@@ -104,9 +108,10 @@ def test_no_retry_is_lost_when_the_broker_dies_out_of_memory(
     mortal_rabbit_stage: RabbitStage, figure: Callable[[object], None], seconds: float, confirm: bool
 ) -> None:
     """faults.md row 10: a memory alarm holds while tasks fail, and after 14 s the node is killed (-9): 40 flaky(1) are
-    done when it is back.
+    done when it is back. Plain Dramatiq writes their retries into a socket that nobody reads, and acks.
 
-    Plain Dramatiq, confirms off: 40 lost, without a line in the log. On: up to 4 lost.
+    sent 40 done 40 lost 0 stuck 0, extra runs 0, done 1-2 s after the restart. plain: 40 lost, without a line in the
+    log; with confirms 0 to 4.
     """
     stage, plain = mortal_rabbit_stage, mortal_rabbit_stage.twin(confirm=confirm)
     for each in (stage, plain):
@@ -137,7 +142,10 @@ def test_a_worker_whose_line_goes_dead_recovers(
     rabbit_stage: RabbitStage, figure: Callable[[object], None], how: str
 ) -> None:
     """Nothing comes through either way for three leases, connections to publish and to consume included: both sides
-    give the connections up; when the line is back, so is the same worker, and all are done."""
+    give the connections up; when the line is back, so is the same worker, and all are done.
+
+    sent 40 done 40 lost 0 stuck 0, extra runs 0 to 4, done 5 s after the fault.
+    """
     stage = rabbit_stage
     group = stage.workers(delivery={"lease": 2_000})
     pid = group.worker_pid
@@ -158,7 +166,10 @@ def test_a_worker_whose_line_goes_dead_recovers(
 def test_tasks_that_do_not_fail_survive_an_outage_of_3_s(
     rabbit_stage: RabbitStage, figure: Callable[[object], None]
 ) -> None:
-    """faults.md row 4: what ran when the line was cut comes again, and nothing else; 300 done by the same process."""
+    """faults.md row 4: 300 done by the same process; what ran when the line was cut goes on.
+
+    sent 300 done 300 lost 0 stuck 0; extra runs 0 (allowed: the 8 that the worker held), done 3-4 s after the outage.
+    """
     stage = rabbit_stage
     group = stage.workers()
     pid = group.worker_pid
@@ -172,6 +183,6 @@ def test_tasks_that_do_not_fail_survive_an_outage_of_3_s(
     took = took_since(stage, over)
     figure(f"{counted} extra runs {extra_runs(counted)}, done {took:.1f} s after the outage")
     assert (counted.done, counted.lost, stranded(counted)) == (300, 0, 0)
-    assert extra_runs(counted) <= 8  # what the worker had in its hands
+    assert extra_runs(counted) <= 8
     assert same_process(group, pid)
     assert took <= TARGET_S * SLACK

@@ -75,7 +75,7 @@ def test_what_was_accepted_is_stored_when_the_broker_dies_in_a_stream(
     of 100, and the node is killed (-9) and started again among them: all that was accepted is there, nothing that was
     called not stored is, and each send came back in time.
 
-    A sender of plain Dramatiq in the same stream loses what it was told is sent.
+    accepted 3365 lost 0, called not stored 34011 of which stored 0. plain: accepted 8030 lost 2632.
     """
     stage = mortal_rabbit_stage
     sender, plain = both(stage)
@@ -101,7 +101,7 @@ def test_what_was_accepted_is_stored_when_connections_are_cut(
     """faults.md row 16: the same stream, its connections cut three times, and three times just before what was sent
     reaches the node: all that was accepted is there.
 
-    A sender of plain Dramatiq loses what is on its way.
+    accepted 3353 lost 0, called not stored 1162 of which stored 0. plain: accepted 12906 lost 172.
     """
     stage = rabbit_stage
     line = fault_proxy(stage.server)
@@ -134,7 +134,7 @@ def test_sends_during_a_memory_alarm_fail_in_time_and_say_why(
     within `send_timeout` and names the reason, the next ones at once; when the alarm is over they work again, what had
     been called not stored is not, and all that was accepted is.
 
-    Plain Dramatiq tells each of 20 that it is sent, while none of them is.
+    told after 2.9 s, then at once; lost 0. plain: 20 accepted, 0 of them stored.
     """
     stage = mortal_rabbit_stage
     sender, plain = both(stage)
@@ -179,7 +179,10 @@ def test_sends_fail_alike_and_in_time_while_rabbitmq_is_away(
 ) -> None:
     """faults.md row 18: `ConnectionClosed` within `send_timeout` (3 s) that tells whether it may have been stored; then
     the process's sends fail within 250 ms but for one probe a second; what was accepted is stored, what was called not
-    stored is not, and sends work again when RabbitMQ is back."""
+    stored is not, and sends work again when RabbitMQ is back.
+
+    frozen, stalled, blackholed 2.9 s, refused 0.0 s; known away: at most 19 ms.
+    """
     stage: RabbitStage = request.getfixturevalue("mortal_rabbit_stage" if how == "frozen" else "rabbit_stage")
     sender = Sender(stage.broker(stage.proxied_url))
     assert [sender.send().error for _ in range(5)] == [None] * 5
@@ -214,7 +217,10 @@ def test_a_send_that_has_to_declare_first_fails_in_time_too(
     rabbit_stage: RabbitStage, figure: Callable[[object], None], delay: int | None
 ) -> None:
     """The first send of a process to a dead line, and the first to a queue that the process has not declared, delayed
-    or not, single or in a batch, take no longer than `send_timeout` in all; the next fails at once."""
+    or not, single or in a batch, take no longer than `send_timeout` in all; the next fails at once.
+
+    3.0 s each, the next 0.00 s.
+    """
     stage = rabbit_stage
     connected = Sender(stage.broker(stage.proxied_url))
     assert connected.send().error is None
@@ -295,7 +301,7 @@ def test_parent_and_children_send_at_once_after_a_fork(
     """A process that has sent, and whose threads go on sending, forks four children (`os.fork`, multiprocessing), which
     send too, and one that only closes its broker: all 500 accepted and stored once, nobody hangs.
 
-    Plain Dramatiq's child writes into its parent's connection: errors, or messages lost.
+    sent 500 accepted 500 lost 0 from 5 processes. plain: 100 accepted, its children write into its own connection.
     """
     stage = rabbit_stage
     stage.mode = mode
