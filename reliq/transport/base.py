@@ -131,6 +131,8 @@ class Transport(ABC, Generic[B]):
         self.settings = Settings()
         self.letters: LetterPolicy = KeepAll()
         self.signals = Signals(broker)
+        #: Those that run in this process.
+        self.workers: list[Worker] = []
         #: True from the moment a worker begins to stop: nothing more is fetched, what cannot settle is let go.
         self.draining = False
         self._prepare: Callable[[Message[Any]], Message[Any]] | None = getattr(broker, "prepare", None)

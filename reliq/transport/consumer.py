@@ -24,6 +24,7 @@ from .reporting import report
 from .settlement import Settlement, Unstorable
 from .settling import announced, bury_raw, mended, plan
 from .signals import finish, release_ending
+from .threads import replace_this_thread
 
 if TYPE_CHECKING:
     from .base import Transport
@@ -187,6 +188,7 @@ class SettlingConsumer(Consumer):
             # An interrupt struck in Dramatiq's own code, between the run and its after-hooks: they run now, so that
             # a run that failed is not taken for a success.
             exception = message.exception or RunInterrupted("interrupted at the end of its run")
+            replace_this_thread(self.transport.workers)
             self.transport.signals.emit_after("process_message", message, exception=exception)
         self._settle(message)
         assert message.settlement is not None

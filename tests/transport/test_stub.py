@@ -16,8 +16,10 @@ from dramatiq.errors import QueueNotFound
 
 import reliq
 from reliq.testing import eventually
+from reliq.transport.stub.consumer import StubConsumer, StubDelivered
 from reliq.transport.stub.letters import DeadLetterError
 from tests.transport.contract import TransportContract
+from tests.transport.promises.interrupts import LateInterrupt
 from tests.transport.promises.settling import raiser
 from tests.transport.rig import SOON, Maker, Stage, staged, stop
 from tests.transport.stub_maker import StubMaker
@@ -192,3 +194,39 @@ class TestStubAsUsersKnowIt:
             logging.getLogger("dramatiq").setLevel(logging.NOTSET)
         assert done == Counter(range(2_000))
         assert stage.counts() == (0, 0, 0, 0)
+
+
+def test_a_thread_that_an_interrupt_ends_is_replaced() -> None:
+    """An interrupt in the one line of Dramatiq's own that nothing guards: the run is settled, and 2 threads work."""
+
+    strikes: list[int] = []
+
+    class Struck(StubDelivered):
+        """Is struck the moment its failure is noted."""
+
+        def stuff_exception(self, exception: BaseException) -> None:
+            if not strikes:
+                strikes.append(1)
+                raise LateInterrupt("between run and hooks")
+            super().stuff_exception(exception)
+
+    with staged(StubMaker()) as make:
+        stage, ran = make(), []
+
+        def work(number: int) -> None:
+            ran.append(number)
+            if number == 1:
+                raise ValueError("boo")
+
+        actor = dramatiq.actor(work, actor_name="work", max_retries=0)
+        worker = stage.worker(threads=2)
+        before = set(worker.workers)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StubConsumer, "delivered_class", Struck)
+            patch.setattr(threading, "excepthook", lambda args: None)
+            actor.send(1)
+            stage.wait_for(0, 0, 0, 1)
+            eventually(lambda: not all(thread.is_alive() for thread in before), what="the end of one")
+        actor.send(2)
+        stage.broker.join("default", fail_fast=False, timeout=10_000)
+        assert (ran, [thread.is_alive() for thread in worker.workers]) == ([1, 2], [True, True])
