@@ -92,7 +92,8 @@ def test_a_worker_killed_between_a_retrys_confirm_and_its_ack_makes_no_second_co
     keys = []
     with forks(stage):
         for key in range(5):
-            keys += stage.send("flaky", [key], times=2)
+            # Each run takes longer than acks are held back, so that the next ack after a retry is its original's.
+            keys += stage.send("flaky", [key], times=2, seconds=0.05)
             assert stage.log.wait_for("end", key + 1, 20 * SLACK)
             stage.wait_idle(20 * SLACK)
     counted = stage.count(keys)

@@ -17,7 +17,7 @@ def main() -> None:
     """Fork, wait for the end of it, again."""
     while os.fork():
         os.wait()
-    Worker(s_tasks.broker, worker_threads=4, worker_timeout=50).start()
+    Worker(s_tasks.broker, worker_threads=1, worker_timeout=50).start()
     while True:
         time.sleep(60)  # sleep-ok: the worker's threads work; this process ends by a signal
 

@@ -14,9 +14,10 @@ broker.add_middleware(CurrentMessage())
 
 
 @dramatiq.actor(max_retries=20, **BACKOFF)
-def flaky(key: int, times: int = 1) -> None:
+def flaky(key: int, times: int = 1, seconds: float = 0) -> None:
     """Fails on its first attempts, then succeeds."""
     log.record("start", key)
+    time.sleep(seconds)  # sleep-ok: the task's own work
     retries = CurrentMessage.get_current_message().options.get("retries", 0)
     if retries < times:
         log.record("fail", key)
