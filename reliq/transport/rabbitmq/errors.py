@@ -84,6 +84,8 @@ def explain(exc: BaseException) -> str:
     remedies = [remedy for word, remedy in _REMEDIES if word in words]
     if code == NO_RIGHT:
         remedies = [remedy for remedy in remedies if "password" in remedy]
+    if isinstance(exc, AMQPConnectorException) and "Timeout" in type(exc).__name__:
+        return "it takes the connection and does not answer"
     said = text if code else f"{type(exc).__name__}: {text}" if text else type(exc).__name__
     return f"{said} ({remedies[0]})" if remedies else said
 

@@ -27,6 +27,8 @@ def letter_of(
     dead = _json_object(headers.get(META))
     if dead is None and message is not None:
         dead = Record.read(message.options).dead
+    if dead is None and message is None:
+        dead = _by_headers(headers)
     if dead is not None and isinstance(dead.get("id"), str) and isinstance(dead.get("died_at"), int):
         return DeadLetter(dead["id"], queue_name, source, arrival.body, message, dead, dead["died_at"])
     digest = hashlib.sha256(arrival.body).hexdigest()[:16]
@@ -56,6 +58,12 @@ def died_at_ms(headers: dict[str, Any]) -> int | None:
         return int(deaths[0]["time"].timestamp() * 1000)
     except (KeyError, AttributeError, ValueError, OverflowError):
         return None
+
+
+def _by_headers(headers: dict[str, Any]) -> dict[str, Any]:
+    """What the small headers tell of a letter whose body only the application's encoder reads."""
+    told = {name: headers.get(f"x-reliq-{name}") for name in ("id", "reason", "error", "fingerprint", "queue")}
+    return {**told, "died_at": headers.get("x-reliq-died-at")}
 
 
 def _opened(body: bytes, opened: Callable[[bytes], Message[Any]]) -> Message[Any] | None:
