@@ -38,6 +38,10 @@ _NO_LIST = (
     "(--management-url http://USER:PASSWORD@HOST:15672) or the application (-b app:broker)"
 )
 
+#: What these log is in the error that follows; said once is enough. A handler that does nothing keeps it off stderr,
+#: unless the application has handlers of its own.
+_RAISED_AS_WELL = ("reliq.transport.rabbitmq.link", "reliq.transport.rabbitmq.publisher")
+
 
 def connect(ctx: click.Context, *, every_queue: bool = False) -> Transport[Any]:
     """The transport of the broker that the global options name, attached if reliq is not installed on it. With
@@ -55,9 +59,8 @@ def connect(ctx: click.Context, *, every_queue: bool = False) -> Transport[Any]:
     from ..errors import NotSupported
     from ..wiring import attach, transport_of
 
-    # What a connection logs while it is opened is raised as well; said once is enough. A handler that does nothing
-    # keeps it off stderr, unless the application has handlers of its own.
-    logging.getLogger("reliq.transport.rabbitmq.link").addHandler(logging.NullHandler())
+    for name in _RAISED_AS_WELL:
+        logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         transport = transport_of(broker) or attach(broker)
     except NotSupported as exc:

@@ -73,7 +73,10 @@ def as_click_error(exc: BaseException) -> click.ClickException | None:
 
 
 def _has_answered(exc: BaseException | None) -> bool:
-    """Whether it is the broker's own answer, by the code that a transport or its client has kept of it."""
+    """Whether it is the broker's own answer, by the code that a transport or its client has kept of it, or its notice
+    that it is short of memory or disk."""
+    if "takes no messages" in str(exc):
+        return True
     while exc is not None:
         if isinstance(code := getattr(exc, "code", None), int) and code >= 400:
             return True
