@@ -78,6 +78,10 @@ class RabbitConsumer(SettlingConsumer):
         subscription = self._subscribed()
         if subscription is None:
             return None
+        if self.transport.draining:
+            # What has come and was not taken goes back with the channel, to where it was.
+            self.transport.stopped.wait(min(0.05, self._idle_s))
+            return None
         if self._beside:
             message = self._from_beside()
             if message is not None:
