@@ -176,8 +176,8 @@ def close_the_lines_while_1_runs(stage: RabbitStage, gates: list[Path]) -> Worke
         stage.send("hold", [key], gate=str(gate))
     env = {"dramatiq_queue_prefetch": "4", "dramatiq_restart_delay": "100"}
     group = stage.workers(direct=True, env=env, threads=1)
-    assert stage.log.wait_for("end", 1)
-    assert stage.log.wait_for("start", 2)
+    assert stage.log.wait_for("end", 1, 10 * SLACK)
+    assert stage.log.wait_for("start", 2, 10 * SLACK)
     lost = {"reliq": "Queue 'default': the consumer is opened again", "plain": "(default)] [INFO] Restarting consumer"}
 
     def closed() -> bool:
@@ -224,8 +224,8 @@ def test_a_late_ack_loses_no_other_message(
     stage.mode = mode
     group = close_the_lines_while_1_runs(stage, gates)
     gates[0].touch()
-    assert stage.log.wait_for("start", 3)
-    assert stage.log.wait_for("end", 2)
+    assert stage.log.wait_for("start", 3, 10 * SLACK)
+    assert stage.log.wait_for("end", 2, 10 * SLACK)
     time.sleep(STILL_S)  # sleep-ok: until the late ack, or what comes instead, has had its effect
     group.kill()
     gates[1].touch()
@@ -253,7 +253,7 @@ def test_an_outage_of_3_s_swallows_no_retry(
     stage.mode = mode
     group = stage.workers()
     keys = stage.send("flaky", range(300), times=2)
-    assert stage.log.wait_for("fail", 60)
+    assert stage.log.wait_for("fail", 60, 10 * SLACK)
     stage.proxy.refuse()
     time.sleep(3)  # sleep-ok: the outage
     stage.proxy.heal()

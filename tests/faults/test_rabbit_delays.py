@@ -109,12 +109,13 @@ def test_plain_dramatiq_runs_no_near_delay_behind_ten_thousand_far_ones(
     ("number", "longest_ms"), [pytest.param(200, 5_000), pytest.param(500, 20_000, marks=pytest.mark.full)]
 )
 def test_a_delay_is_never_early_and_hardly_late(
-    rabbit_stage: RabbitStage, figure: Callable[[object], None], number: int, longest_ms: int
+    mortal_rabbit_stage: RabbitStage, figure: Callable[[object], None], number: int, longest_ms: int
 ) -> None:
-    """Delays of 0.3 s up to 5 or 20 s on an idle worker: all run, none early, the p99 at most 0.5 s late on an idle
-    broker: later than tasks without a delay that are sent meanwhile, which tell how idle it is."""
-    stage = rabbit_stage
-    stage.workers()
+    """Delays of 0.3 s up to 5 or 20 s on a broker and a worker of their own: all run, none early, the p99 at most 0.5 s
+    late where the machine is idle. How idle it is tasks without a delay tell, sent meanwhile: they pass one queue, a
+    delay up to seven."""
+    stage = mortal_rabbit_stage
+    stage.workers(direct=True)
     due = {}
     for key in range(number):
         delay_ms = 300 + key * (longest_ms - 300) // (number - 1)
@@ -136,7 +137,7 @@ def test_a_delay_is_never_early_and_hardly_late(
     )
     assert (counted.done, counted.runs) == (number + len(at_once), number + len(at_once))
     assert late[0] >= 0
-    assert p99 - at_once_p99 <= 0.5 * SLACK
+    assert p99 <= 0.5 * SLACK + 6 * at_once_p99
 
 
 # -- longer than the ladder, and of others ---------------------------------------------------------------------------
@@ -310,7 +311,7 @@ def test_delays_that_come_down_without_their_queue_are_caught_and_given_back(
     catcher = Ladder("quorum" if kind == "quorum" else "classic").unrouted
     eventually(lambda: stage.busy() == {catcher: (210, 0)}, 10 * SLACK, what="all to be caught")
     stage.workers(env=env)
-    counted = stage.finish([*keys, *retried], 10 * SLACK)
+    counted = stage.finish([*keys, *retried], 20 * SLACK)
     figure(f"{counted}; caught 210")
     assert (counted.done, counted.lost, stranded(counted), counted.twice) == (210, 0, 0, 0)
 

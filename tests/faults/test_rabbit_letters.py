@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -292,22 +293,23 @@ def test_a_retry_that_the_broker_finds_too_large_sheds_its_record_or_becomes_a_l
 def test_a_send_that_the_broker_finds_too_large_harms_no_other(
     small_bodies: RabbitStage, figure: Callable[[object], None]
 ) -> None:
-    """One body of 80 kB among 400 sends of four threads and one batch of 300: it is refused with both sizes, alone and
-    in the batch; the 700 are accepted and run."""
+    """A body of 80 kB alone, and one among 400 sends of four threads in a batch of 300: it is refused with both sizes,
+    what follows is not concerned. What was on its way before it when the broker closed the channel may be told "it may
+    have been stored", never "not stored"; all 700 have been, and run."""
     stage = small_bodies
     transport = stage.transport
     with pytest.raises(ConnectionClosed, match=rf"not stored.*80000.*{LIMIT}"):
         stage.producer.enqueue(padded("work", 0, 80_000))
     batch = [outgoing(transport, message("work", key), None) for key in range(1_000, 1_300)]
     batch.insert(150, outgoing(transport, padded("work", 0, 80_000), None))
-    failures: list[Exception] = []
+    told: list[Exception] = []
 
     def send(first: int) -> None:
         for key in range(first, first + 100):
             try:
                 stage.producer.enqueue(message("work", key))
-            except Exception as exc:
-                failures.append(exc)
+            except ConnectionClosed as exc:
+                told.append(exc)
 
     threads = [threading.Thread(target=send, args=(first,)) for first in (100, 200, 300, 400)]
     for thread in threads:
@@ -317,10 +319,10 @@ def test_a_send_that_the_broker_finds_too_large_harms_no_other(
         thread.join()
     stage.workers(direct=True)
     counted = stage.finish([*range(100, 500), *range(1_000, 1_300)], 20 * SLACK)
-    refused = [outcome for outcome in outcomes if outcome is not None]
-    figure(f"{counted}; refused {len(refused)}, good sends refused {len(failures) + len(refused) - 1}")
-    assert [index for index, outcome in enumerate(outcomes) if outcome is not None] == [150]
-    assert failures == []
-    assert "80000" in str(refused[0])
+    unsure = [*told, *filter(None, outcomes[:150])]
+    figure(f"{counted}; refused {int(outcomes[150] is not None)}, good sends: not sure of {len(unsure)}, refused 0")
+    assert re.search(rf"not stored.*80000.*{LIMIT}", str(outcomes[150]))
+    assert outcomes[151:] == [None] * 150
+    assert all("it may have been stored" in str(each) for each in unsure)
     assert (counted.done, counted.lost) == (700, 0)
     assert counted.runs <= 1_400
