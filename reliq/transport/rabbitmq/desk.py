@@ -264,24 +264,25 @@ class RabbitDesk:
             if not self._ready(ladder.unrouted):
                 continue
             with Reading(self._transport.broker.parameters, ladder.unrouted) as reading:
-                while (arrival := reading.take()) is not None:
-                    queue_name = target_of(arrival.exchange, arrival.routing_key)
-                    if not known(queue_name):
-                        left += 1
-                    else:
+                while page := list(islice(iter(reading.take, None), PAGE)):
+                    homes = {each.tag: target_of(each.exchange, each.routing_key) for each in page}
+                    ours = [each for each in page if known(homes[each.tag])]
+                    for queue_name in {homes[each.tag] for each in ours}:
                         self._transport.declared.forget(queue_name)
-                        exchange, key = "", queue_name
-                        if arrival.exchange == topology.DEAD_EXCHANGE:
-                            exchange = self._transport.declared.dead(queue_name)
-                            key = queue_name if exchange else dead_name(queue_name)
-                        else:
-                            self._transport.declared.delays(queue_name)
-                        frame = Frame(exchange, key, arrival.body, user_properties(arrival.properties))
-                        if (failure := self._published([frame]).failure) is not None:
-                            raise ConnectionClosed(f"moving to {key!r}: {failure}")
-                        reading.remove(arrival.tag)
-                        moved += 1
+                    moved += self._move(reading, ours, [self._sent_home(each, homes[each.tag]) for each in ours])
+                    left += len(page) - len(ours)
         return moved, left
+
+    def _sent_home(self, arrival: Arrival, queue_name: str) -> Frame:
+        """A message that lost its queue, on its way to it: declared again, and what leads to it."""
+        declared = self._transport.declared
+        exchange, key = "", queue_name
+        if arrival.exchange == topology.DEAD_EXCHANGE:
+            exchange = declared.dead(queue_name)
+            key = queue_name if exchange else dead_name(queue_name)
+        else:
+            declared.delays(queue_name)
+        return Frame(exchange, key, arrival.body, user_properties(arrival.properties))
 
     def to_stock(self, queue_name: str, *, letters: bool) -> Iterator[int]:
         """What is unrouted; delays end on the plain queue by themselves. Letters go to `.XQ`, where plain Dramatiq
@@ -293,18 +294,26 @@ class RabbitDesk:
         if not letters:
             return
         with Reading(self._transport.broker.parameters, dead_name(queue_name)) as reading:
-            arrivals = reading.arrivals()
+            arrivals, to = reading.arrivals(), xq_name(queue_name)
             while page := list(islice(arrivals, PAGE)):
-                yield self._move(reading, page, xq_name(queue_name))
+                to_stock = [
+                    Frame("", xq_name(queue_name), each.body, user_properties(each.properties)) for each in page
+                ]
+                yield self._move(reading, page, to_stock)
 
-    def _move(self, reading: Reading, page: list[Arrival], queue_name: str) -> int:
-        """Publish these, remove those that are stored; returns how many. Raises `ConnectionClosed` where one is not."""
-        frames = [Frame("", queue_name, each.body, user_properties(each.properties)) for each in page]
-        batch = self._published(frames)
+    def _move(self, reading: Reading, page: list[Arrival], frames: list[Frame]) -> int:
+        """Publish what each becomes, remove those that are stored; returns how many. Raises `ConnectionClosed` where
+        one is not."""
+        if not page:
+            return 0
+        batch, timeout_s = Batch(frames), self._transport.settings.send_timeout_ms / 1000
+        self._transport.publisher.submit(batch)
+        if not batch.done.wait(timeout_s):
+            self._transport.publisher.give_up(batch, timeout_s)
         stored = [each.tag for each, outcome in zip(page, batch.outcomes) if outcome is None]
         reading.remove(*stored)
         if batch.failure is not None:
-            raise ConnectionClosed(f"moving to {queue_name!r}: {batch.failure}")
+            raise ConnectionClosed(f"moving from {reading.queue_name!r}: {batch.failure}")
         return len(stored)
 
     def delays_until(self) -> datetime | None:
@@ -314,13 +323,6 @@ class RabbitDesk:
             for level in self._levels_in_use(ladder):
                 longest_ms = max(longest_ms, topology.UNIT_MS << (int(level.rpartition(".")[2]) + 1))
         return datetime.now(timezone.utc) + timedelta(milliseconds=longest_ms) if longest_ms else None
-
-    def _published(self, frames: list[Frame]) -> Batch:
-        batch, timeout_s = Batch(frames), self._transport.settings.send_timeout_ms / 1000
-        self._transport.publisher.submit(batch)
-        if not batch.done.wait(timeout_s):
-            self._transport.publisher.give_up(batch, timeout_s)
-        return batch
 
     def expire(self, queue_name: str, retention_ms: int) -> int:
         """Delete letters of ours that are older than the retention."""
