@@ -19,6 +19,7 @@ from dramatiq.errors import ConnectionClosed
 import reliq
 from reliq.testing import RabbitmqApi, RabbitmqServer, WorkerGroup, eventually
 from reliq.testing.plugin import MakeWorkers
+from reliq.testing.rabbitmq_node import RabbitmqNode
 from reliq.wiring import boot_line, transport_of
 from tests.docs.pages import ROOT, blocks, code, section, table
 from tests.docs.runner import USUAL_AMQP_URL
@@ -291,22 +292,35 @@ def works(here: App) -> None:
     assert [letter["reason"] for letter in here.letters()] == ["retries_exhausted"]
 
 
-def test_where_queues_are_quorum_queues_delays_and_letters_are_too(
-    strict: RabbitmqServer, app: Callable[..., App]
-) -> None:
-    """In a vhost that is made as the page says: a ladder of its own, with the arguments that the page names."""
+@pytest.fixture
+def quorum_vhost(shared_rabbitmq: RabbitmqApi, vhost: str) -> Iterator[str]:
+    """A vhost whose default type is quorum, made as the page says where that is our own node."""
+    name = f"{vhost}-quorum"
     (made,) = [words for words in code(section(PAGE, "Quorum queues")) if words.startswith("rabbitmqctl add_vhost")]
-    strict.ctl(*shlex.split(made)[1:])
-    strict.ctl("set_permissions", "-p", "shop", "guest", ".*", ".*", ".*")
-    works(app(url=strict.url("shop")))
+    if isinstance(shared_rabbitmq, RabbitmqNode):
+        shared_rabbitmq.ctl(*[word.replace("shop", name) for word in shlex.split(made)[1:]])
+        shared_rabbitmq.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    else:
+        shared_rabbitmq.add_vhost(name, "quorum")
+    yield name
+    shared_rabbitmq.delete_vhost(name)
+
+
+def test_where_queues_are_quorum_queues_delays_and_letters_are_too(
+    shared_rabbitmq: RabbitmqApi, quorum_vhost: str, app: Callable[..., App]
+) -> None:
+    """A ladder of its own, with the arguments that the page names."""
+    here = app(url=shared_rabbitmq.url(quorum_vhost))
+    works(here)
     ladder = {f"reliq.delay.v1q.{number:02d}" for number in range(24)}
     expected = {"default", "default.DQ", "default.XQ", "default.dead", "reliq.unrouted.q", *ladder}
-    assert quorum_queues(strict, "shop") == expected
+    queues = {queue["name"]: queue for queue in shared_rabbitmq.queues(quorum_vhost)}
+    assert quorum_queues(shared_rabbitmq, quorum_vhost) == expected
     # The catcher of `reliq.dlx`, which is one for all.
-    assert {queue["name"] for queue in strict.queues("shop")} - expected == {"reliq.unrouted"}
-    step = next(queue for queue in strict.queues("shop") if queue["name"] == "reliq.delay.v1q.00")
-    assert step["arguments"]["x-dead-letter-strategy"] == "at-least-once"
-    assert step["arguments"]["x-overflow"] == "reject-publish"
+    assert queues.keys() - expected == {"reliq.unrouted"}
+    step = queues["reliq.delay.v1q.00"]["arguments"]
+    assert (step["x-dead-letter-strategy"], step["x-overflow"]) == ("at-least-once", "reject-publish")
+    here.transport.disconnect()
 
 
 def test_queue_type_says_so_for_what_reliq_declares(
@@ -345,18 +359,19 @@ def test_the_policy_of_the_page_spares_what_is_reliqs(
 LIMIT = 200_000
 
 
-@pytest.fixture(scope="module")
-def strict(rabbitmq_binary: str) -> Iterator[RabbitmqServer]:
-    """A node that takes no larger messages than `LIMIT`, and waits 3 s for an ack."""
+def test_limits_of_a_strict_server_are_met_as_the_page_says(rabbitmq_binary: str, app: Callable[..., App]) -> None:
+    """A node that takes no messages beyond `LIMIT` and waits 3 s for an ack; one boot for all of it."""
     config = {"consumer_timeout": "3000", "max_message_size": str(LIMIT)}
     with RabbitmqServer(config=config, binary=rabbitmq_binary) as server:
-        yield server
+        here = app(url=server.url())
+        too_large_to_send(here)
+        too_large_to_retry(here)
+        longer_than_the_timeout(here, server)
+        here.transport.disconnect()
 
 
-def test_a_send_that_is_too_large_is_refused_and_its_neighbours_are_not(
-    strict: RabbitmqServer, app: Callable[..., App]
-) -> None:
-    here = app(url=strict.url())
+def too_large_to_send(here: App) -> None:
+    """It is refused with the broker's words, and its neighbours are run."""
     here.actors["default"].send("good")
     with pytest.raises(ConnectionClosed, match=f"not stored.*larger than configured max size {LIMIT}"):
         here.actors["default"].send("x" * LIMIT)
@@ -366,32 +381,43 @@ def test_a_send_that_is_too_large_is_refused_and_its_neighbours_are_not(
         here.join()
 
 
-@pytest.mark.parametrize(("room", "reason"), [(1_000, "retries_exhausted"), (0, "too_large")])
-def test_what_grows_too_large_sheds_its_history_or_becomes_a_letter(
-    strict: RabbitmqServer, app: Callable[..., App], room: int, reason: str
-) -> None:
-    """A body with so many bytes to spare fails: with room for the counts it is retried, without any it is a letter."""
-    here = app(url=strict.url())
+def too_large_to_retry(here: App) -> None:
+    """What fails with so many bytes to spare: with room for the counts it is retried, without any it is a letter."""
     bare = len(here.transport.outgoing(here.actors["default"].message("bad")).body)
-    here.actors["default"].send("bad" + "x" * (LIMIT - bare - room))
-    with here.working():
-        eventually(lambda: here.letters() != [], 30, what="the letter")
-    (letter,) = here.transport.dead_letters("default")
-    assert letter.reason == reason
-    assert here.transport.discard(letter)
+    for room, reason in ((1_000, "retries_exhausted"), (0, "too_large")):
+        here.actors["default"].send("bad" + "x" * (LIMIT - bare - room))
+        with here.working():
+            eventually(lambda: here.letters() != [], 30, what="the letter")
+        (letter,) = here.transport.dead_letters("default")
+        assert letter.reason == reason
+        assert here.transport.discard(letter)
 
 
-def test_a_delay_may_be_longer_than_the_consumer_timeout(strict: RabbitmqServer, app: Callable[..., App]) -> None:
-    """6 s with a timeout of 3 s: run once, at its time, and no channel was closed."""
-    here = app(url=strict.url())
-    sent_at = time.monotonic()
-    here.actors["default"].send_with_options(args=("delayed",), delay=6_000)
+def longer_than_the_timeout(here: App, server: RabbitmqServer) -> None:
+    """A delay of 6 s is not concerned: run once, at its time. A task of 7 s, with nobody else to get it, is run once
+    though its channel is closed meanwhile, and nothing is left of it."""
+    runs: list[str] = []
+
+    def sleep(seconds: int) -> None:
+        runs.append("start")
+        time.sleep(seconds)  # sleep-ok: a task of this length is what is tested
+        runs.append("end")
+
+    here.ran.clear()
+    task = dramatiq.actor(broker=here.broker, actor_name="sleep", queue_name="slow")(sleep)
     with here.working():
+        sent_at = time.monotonic()
+        here.actors["default"].send_with_options(args=("delayed",), delay=6_000)
         eventually(lambda: here.ran == ["delayed"], 30, what="the delayed task")
         assert time.monotonic() - sent_at >= 6
+        assert "timed out" not in server.log()
+        task.send(7)
+        eventually(lambda: "end" in runs, 40, what="the end of the task")
+        here.broker.join("slow", timeout=PATIENCE_MS)
         here.join()
-    assert here.ran == ["delayed"]
-    assert "timed out" not in strict.log()
+    assert (here.ran, runs) == (["delayed"], ["start", "end"])
+    assert "timed out" in server.log()
+    assert here.letters() == here.letters("slow") == []
 
 
 # -- what the page and the tests of it are about -----------------------------------------------------------------------
