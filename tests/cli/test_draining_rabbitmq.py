@@ -43,10 +43,8 @@ def test_delays_stay_in_the_broker_and_it_is_said_until_when(cli: Cli, morgue: R
 def test_what_waited_is_run_by_a_plain_worker_after_a_drain(cli: Cli, morgue: RabbitMorgue) -> None:
     """One delay is still on the ladder, one had lost its queue, one is a letter that is replayed from `.XQ`."""
     cli("send", "charge", "1", "--queue", "default", "--delay", "2000")
-    cli("send", "charge", "2", "--queue", "mail", "--delay", "1")
+    morgue.unrouted(2, queue="mail")
     morgue.letter(3)
-    morgue.server.delete_queue(morgue.vhost, "mail")
-    eventually(lambda: len(morgue.lying("reliq.unrouted")) == 1, 10, 0.05, "the one that lost its queue")
     assert cli(*DRAIN, "--letters", "--all", "--yes").code == 0
     assert cli.json("dlq", "replay", "--all", "--yes")["done"] == 1
     broker = RabbitmqBroker(url=morgue.url)
@@ -65,14 +63,10 @@ def test_what_waited_is_run_by_a_plain_worker_after_a_drain(cli: Cli, morgue: Ra
 
 def test_what_lost_its_queue_goes_back_to_it(cli: Cli, morgue: RabbitMorgue) -> None:
     """A queue that is named takes its own; --all all that is caught, also for queues that are in no list any more."""
-    for queue in ("mail", "gone"):
-        cli("send", "charge", "1", "--queue", queue, "--delay", "1")
-        for name in (queue, f"{queue}.DQ", f"{queue}.XQ", f"{queue}.dead"):
-            morgue.server.delete_queue(morgue.vhost, name)
-    eventually(lambda: len(morgue.lying("reliq.unrouted")) == 2, 10, 0.05, "both are caught")
-    morgue.transport.declared.forget_all()
+    morgue.unrouted(1, queue="mail")
+    morgue.unrouted(1, queue="gone")
     morgue.transport.declared.queue("mail")
-    assert [row["queue"] for row in cli.json("queues", "list")] == ["mail", "reliq.unrouted"]
+    assert [row["queue"] for row in cli.json("queues", "list")] == ["default", "mail", "reliq.unrouted"]
     before = morgue.dump()
     dry = cli(*DRAIN, "--all", "--dry-run")
     assert "queue 'reliq.unrouted': 2 messages whose queue is gone go back to it" in dry.err

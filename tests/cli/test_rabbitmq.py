@@ -95,7 +95,7 @@ def test_queues_tell_what_they_hold(cli: Cli, morgue: RabbitMorgue) -> None:
         cli("send", "charge", "1", "--queue", "mail")
     morgue.channel.basic_get("mail")
     morgue.channel.basic_get("mail")
-    eventually(lambda: cli.json("queues", "list")[0]["unacked"] == 2, 10, 0.1, "the management API's count")
+    eventually(lambda: cli.json("queues", "list")[0]["unacked"] == 2, 30, 0.1, "the management API's count")
     assert cli.json("queues", "list") == [
         {"queue": "mail", "ready": 1, "unacked": 2, "delayed": None, "dead": 2, "oldest_age": None, "consumers": 0,
          "paused": None},

@@ -66,6 +66,15 @@ class RabbitMorgue(Morgue):
         twin = self._twins[queue, digest]
         return digest if twin == 1 else f"{digest}-{twin}"
 
+    def unrouted(self, *args: Any, queue: str) -> None:
+        """As a delay comes off the ladder after its queue was deleted."""
+        self.transport.declared.delays("default")
+        ladder = self.transport.declared.ladder("default")
+        key = ladder.route(1, queue)[1]
+        body = Message(queue, "charge", args, {}, {}).encode()
+        self.channel.basic_publish(ladder.out, key, body, pika.BasicProperties(delivery_mode=2))
+        self._wait_for(ladder.unrouted)
+
     def _wait_for(self, queue: str) -> None:
         """What this channel has published there, has come there: quicker than a confirm, which waits for the disk."""
         self.channel.queue_declare(queue, passive=True)
