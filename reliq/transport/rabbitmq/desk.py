@@ -296,9 +296,7 @@ class RabbitDesk:
         with Reading(self._transport.broker.parameters, dead_name(queue_name)) as reading:
             arrivals, to = reading.arrivals(), xq_name(queue_name)
             while page := list(islice(arrivals, PAGE)):
-                to_stock = [
-                    Frame("", xq_name(queue_name), each.body, user_properties(each.properties)) for each in page
-                ]
+                to_stock = [Frame("", to, each.body, user_properties(each.properties)) for each in page]
                 yield self._move(reading, page, to_stock)
 
     def _move(self, reading: Reading, page: list[Arrival], frames: list[Frame]) -> int:
