@@ -157,6 +157,21 @@ class Declarations:
             self._kinds.pop(queue_name, None)
             self._dead.pop(queue_name, None)
 
+    def stands(self) -> bool:
+        """Whether the exchanges that this process has declared are still there: without them what comes off the ladder,
+        and letters, end nowhere."""
+        names = [name for kind in self._ladders for name in (Ladder(kind).out, Ladder(kind).unrouted)]
+        if topology.DEAD_EXCHANGE in self._dead.values():
+            names += [topology.DEAD_EXCHANGE, Ladder("classic").unrouted]
+        try:
+            if names:
+                self._run([Step("exchange_declare", {"exchange": name, "passive": True}) for name in names])
+        except Refusal as exc:
+            if exc.code != NOT_FOUND:
+                raise
+            return False
+        return True
+
     def forget_all(self) -> None:
         """An exchange of ours is gone: everything is declared again at its next use."""
         with self._lock:

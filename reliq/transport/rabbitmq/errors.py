@@ -34,7 +34,7 @@ _REMEDIES = (
     ("authentication", "correct user and password in the URL"),
     ("connection limit", "raise the limit, or close connections that nobody uses"),
 )
-_TOLD = re.compile(r"\((\d{3})\) '(.*?)'")
+_TOLD = re.compile(r"\((\d{3})\) (['\"])(.*?)\2")
 #: The code for a vhost that is missing or closed to the user, or a limit that is reached.
 _NOT_ALLOWED = 530
 
@@ -108,4 +108,4 @@ def _answer(exc: BaseException) -> tuple[int, str]:
         return code, str(text)
     # pika guesses at what a connection that ends early means, and keeps the answer as text only.
     told = _TOLD.search(str(exc))
-    return (int(told[1]), told[2]) if told else (0, str(exc))
+    return (int(told[1]), told[3]) if told else (0, str(exc))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .copies import Copies, Key, Result
@@ -33,6 +34,8 @@ class Intake:
         self._starting = threading.Lock()
         self._link: Link | None = None
         self._subscriptions: dict[int, Subscription] = {}
+        #: Epochs of subscriptions whose queues were deleted, the latest ones.
+        self._gone: deque[int] = deque(maxlen=1_000)
 
     def __repr__(self) -> str:
         return f"<Intake {self._link!r} {list(self._subscriptions.values())}>"
@@ -64,6 +67,9 @@ class Intake:
         """A subscription has ended: what came on it is not ours any more, and comes again."""
         with self._ending:
             if self._subscriptions.pop(subscription.epoch, None) is None:
+                return
+            if subscription.queue_gone:
+                self._gone.append(subscription.epoch)
                 return
             since = time.monotonic() - UNSURE_S
             done = subscription.owed | subscription.late.keys()
@@ -100,6 +106,12 @@ class Intake:
         if subscription is None or not subscription.alive or tag not in subscription.outstanding:
             return None, tag
         return subscription, tag
+
+    def queue_gone(self, token: str) -> bool:
+        """Whether a delivery that is not ours any more was of a queue that was deleted: it never comes again."""
+        epoch, _ = epoch_and_tag(token)
+        subscription = self._subscriptions.get(epoch)
+        return epoch in self._gone or (subscription is not None and subscription.queue_gone)
 
     def cancel(self) -> None:
         """Let nothing more come."""

@@ -58,6 +58,11 @@ class Keeper:
         """Do what is due at `mono` (seconds). Raises `ConnectionClosed`."""
         transport = self._transport
         queues = set(transport.declared_queues())
+        if not transport.declared.stands():
+            self._logger.error("Exchanges of reliq were deleted; they are declared again.")
+            transport.declared.forget_all()
+            for queue_name in sorted(queues):
+                transport.declare_for_worker(queue_name, anew=True)
         if mono >= self._drain_at:
             moved, left = transport.desk.drain_unrouted(queues.__contains__)
             if moved:

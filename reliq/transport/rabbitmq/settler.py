@@ -12,6 +12,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import pika
 from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
 
@@ -33,6 +34,10 @@ SETTLE_WAIT_S = 1.0
 REMEMBERED = 10_000
 
 
+#: Of a message whose queue is gone: nothing is known of how it came. Marked, in case that it comes again after all.
+_NO_ARRIVAL = Arrival(0, True, pika.BasicProperties(), b"", "", "")
+
+
 class Settler:
     """The settles of this process."""
 
@@ -50,6 +55,12 @@ class Settler:
             # Asked again, after an interrupt or by a caller who does not know: nothing is sent twice.
             return True
         subscription, tag = self._transport.intake.delivery(settlement.token)
+        if subscription is None and self._transport.intake.queue_gone(settlement.token):
+            # Nobody will deliver it again; so what it becomes is stored all the same, in the queue declared anew.
+            if settlement.store:
+                self._store(settlement, _NO_ARRIVAL, wait_s)
+            self._is_done(settlement)
+            return True
         if subscription is None:
             self._abandon(settlement)
             return False
@@ -134,6 +145,9 @@ class Settler:
             self.remember(delivered, subscription, tag)
         if not subscription.ack(tag) and isinstance(delivered, RabbitDelivered):
             self._transport.intake.too_late(settlement.token, delivered, None)
+        self._is_done(settlement)
+
+    def _is_done(self, settlement: Settlement) -> None:
         # In this order: an interrupt may have all of it repeated.
         self._done[settlement.token] = None
         if len(self._done) > REMEMBERED:

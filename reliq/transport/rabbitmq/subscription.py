@@ -61,6 +61,8 @@ class Subscription:
         self.decided = threading.Event()
         #: Why nothing comes any more, or None.
         self.ended: Failure | None = None
+        #: Whether it ended because its queue was deleted: then nothing that came on it comes again.
+        self.queue_gone = False
         #: True once nothing more shall come; what came can still be acked.
         self.cancelled = False
 
@@ -191,6 +193,7 @@ class Subscription:
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ends it: the queue was deleted, or its node is gone."""
+        self.queue_gone = True
         self.end(Refusal(f"RabbitMQ has cancelled the consumer: queue {self.queue_name!r} is gone", 404))
         if self._channel.is_open:
             self._channel.close()

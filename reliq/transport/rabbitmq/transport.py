@@ -135,7 +135,7 @@ class RabbitTransport(Transport[RabbitmqBroker]):
         """What the server has said, else its default."""
         if self._max_body is not None:
             return self._max_body
-        return MAX_BODY_4 if (self.server_version or (4,)) >= (4,) else MAX_BODY_3
+        return MAX_BODY_4 if (self.server_version or (3,)) >= (4,) else MAX_BODY_3
 
     @max_body.setter
     def max_body(self, limit: int | None) -> None:
