@@ -326,3 +326,29 @@ def test_a_send_that_the_broker_finds_too_large_harms_no_other(
     assert all("it may have been stored" in str(each) for each in unsure)
     assert (counted.done, counted.lost) == (700, 0)
     assert counted.runs <= 1_400
+
+
+def test_headers_that_fill_a_frame_keep_no_message_from_its_end(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None]
+) -> None:
+    """A foreign producer's headers leave 100 bytes of the 128 KiB that a frame has, too few for ours: one such message
+    fails once and is done, one that fails for good is a letter; 20 neighbours that fail once are done, and nobody's
+    line is lost over it."""
+    stage = rabbit_stage
+    stage.producer.declare_queue("default", ensure=True)
+    bodies = [message("flaky", 1).encode(), message("doomed", 2).encode()]
+    with connected(stage.server, stage.vhost) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        properties = pika.BasicProperties(delivery_mode=2, headers={"tenant": "acme", "blob": "x" * 130_900})
+        for body in bodies:
+            channel.basic_publish("", "default", body, properties, mandatory=True)
+    neighbours = stage.send("flaky", range(100, 120))
+    group = stage.workers(direct=True)
+    counted = stage.finish([1, *neighbours], 10 * SLACK)
+    eventually(lambda: count_of(stage, "default.dead") == 1, 10 * SLACK, what="the letter")
+    (letter,) = stage.letters()
+    figure(f"{counted}; letters 1, lines lost {group.log().count('connection to RabbitMQ is lost')}")
+    assert (counted.done, counted.lost) == (21, 0)
+    assert (letter["args"], letter["reason"], letter["error"]) == ([2], "retries_exhausted", "ValueError")
+    assert "connection to RabbitMQ is lost" not in group.log()
