@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reliq.message.record import Record
 from reliq.transport.rabbitmq.copies import AGAIN, REMEMBERED, Copies, key_of
-from reliq.transport.rabbitmq.errors import Refusal, code_of, explain, refusal_of
+from reliq.transport.rabbitmq.errors import Failure, Refusal, code_of, explain, refusal_of
 from reliq.transport.rabbitmq.frames import META, MOST_META_BYTES, letter_frame, message_frame, user_properties
 from reliq.transport.rabbitmq.intake import epoch_and_tag, token_of
 from reliq.transport.rabbitmq.letters import letter_of
@@ -291,3 +291,21 @@ def test_a_token_names_a_delivery_of_one_channel() -> None:
     one, two = (Subscription(None, "q", 1) for _ in range(2))  # type: ignore[arg-type]
     assert one.epoch != two.epoch
     assert epoch_and_tag(token_of(one, 7)) == (one.epoch, 7)
+
+
+def test_headers_that_fill_a_frame_are_left_out_of_what_is_sent_again() -> None:
+    """Ours stay; the broker would close the connection over a frame that is too large."""
+    came = pika.BasicProperties(headers={"big": "x" * 130_000, "tenant": 7})
+    assert message_frame(Publish(message(), b"{}"), None, came).properties.headers is None
+    assert message_frame(Publish(message(), b"{}"), None, came, again=True).properties.headers == {AGAIN: True}
+
+
+def test_an_ack_that_a_lost_channel_left_owed_is_noted_as_done() -> None:
+    """Its message is not taken for one that still runs, however late the flush comes."""
+    subscription = Subscription(None, "q", 4)  # type: ignore[arg-type]
+    subscription.outstanding[1] = Arrival(1, False, pika.BasicProperties(), b"", "", "q")
+    subscription._owed.append(1)
+    subscription.end(Failure("cut"))
+    subscription._flush()
+    assert subscription.owed == {1}
+    assert subscription.ack(1) is False

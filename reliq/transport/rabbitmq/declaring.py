@@ -26,6 +26,8 @@ from .topology import Ladder, QueueType
 Run = Callable[[Sequence[Step]], Any]
 
 
+#: A routing key has 255 bytes at most, of which a delay takes 48. In bytes.
+LONGEST_NAME = 200
 #: How many steps wait for one answer.
 STEPS_AT_ONCE = 12
 
@@ -71,6 +73,11 @@ class Declarations:
                 raise OptionError(
                     f"queue {queue_name!r}: a part that is '*' or '#' means 'any' where RabbitMQ routes delays and "
                     "dead letters; rename the queue."
+                )
+            if len(queue_name.encode("utf-8", "replace")) > LONGEST_NAME:
+                raise OptionError(
+                    f"queue {queue_name[:40] + '...'!r}: its name has more than {LONGEST_NAME} bytes, and with a delay "
+                    "before it RabbitMQ takes no more; give it a shorter one."
                 )
             if not self.as_they_stand or not self.exists(queue_name):
                 steps = stock_steps(self._broker, queue_name)

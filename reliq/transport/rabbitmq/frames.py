@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pika
+from dramatiq.logging import get_logger
 
 from ..settlement import Bury, Publish
 from . import topology
@@ -32,6 +33,8 @@ _KEPT = (
 )
 #: Headers must fit into one frame with all the rest; a record that is longer goes without its traceback.
 MOST_META_BYTES = 60_000
+#: The most that properties may weigh as a whole, in bytes: a frame takes 128 KiB unless it was agreed otherwise.
+MOST_HEADER_BYTES = 120_000
 #: The header that holds the record of a body that cannot hold it.
 META = "x-reliq-dead"
 
@@ -94,7 +97,12 @@ def _properties(came: Any, headers: dict[str, Any], priority: Any) -> pika.Basic
         priority = came.priority
     if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 255:
         priority = None
-    return pika.BasicProperties(delivery_mode=2, priority=priority, headers=headers or None, **kept)
+    properties = pika.BasicProperties(delivery_mode=2, priority=priority, headers=headers or None, **kept)
+    if came is not None and headers and sum(map(len, properties.encode())) > MOST_HEADER_BYTES:
+        # With ours beside them they would not fit into a frame, and the broker would close the connection over it.
+        get_logger(__name__).warning("Headers of a message are too large to be sent again; only reliq's are kept.")
+        properties.headers = {name: value for name, value in headers.items() if name.startswith("x-reliq-")} or None
+    return properties
 
 
 def _short(value: Any) -> Any:

@@ -108,6 +108,8 @@ class Subscription:
         if self.ended is not None or tag not in self.outstanding:
             return False
         self._owed.append(tag)
+        if self.ended is not None:
+            return False
         if len(self._owed) == max(1, self._prefetch // 2):
             # Half of what the broker lets us have is done: it need not wait for the window.
             self._link.call(self._flush)
@@ -216,11 +218,11 @@ class Subscription:
     def _flush(self) -> None:
         """Ack what is owed: all up to the first that is not done in one step, the others one by one."""
         self._scheduled = False
+        if self.ended is not None or not self._channel.is_open:
+            return  # what is owed stays noted: it is done, whoever asks
         done = set()
         while self._owed:
             done.add(self._owed.popleft())
-        if not done or self.ended is not None or not self._channel.is_open:
-            return
         last = 0
         for tag in list(self.outstanding):
             if tag not in done:
