@@ -138,6 +138,13 @@ class TestCopies:
         assert copies.result(self.KEY) is None
         assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "run"
 
+    def test_a_copy_does_not_take_the_result_that_its_twin_comes_again_for(self) -> None:
+        """The twin had its run on a channel that was lost: both are acked, in either order."""
+        copies = Copies()
+        copies.lost(1, [], [(self.KEY, None)])
+        assert copies.arrives(self.KEY, 2, redelivered=False, marked=True) == "copy"
+        assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "ended"
+
     def test_one_whose_first_run_is_nobodys_any_more_runs(self) -> None:
         """Its thread is gone, and with it the message."""
         copies, message = Copies(), Message("q", "a", (), {}, {})

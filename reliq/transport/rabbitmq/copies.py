@@ -65,14 +65,15 @@ class Copies:
     def arrives(self, key: Key, epoch: int, *, redelivered: bool, marked: bool) -> Answer:
         """A message comes up on subscription `epoch`; noted as running where the answer is to run it."""
         with self._lock:
+            was_marked = self._settled.get(key)
+            if was_marked is not None and (marked or was_marked):
+                # First: the result is kept for the one that it is of, which comes again itself.
+                return "copy"
             if redelivered or marked:
                 if key in self._ended:
                     return "ended"
                 if self._goes_on(key):
                     return "wait"
-            was_marked = self._settled.get(key)
-            if was_marked is not None and (marked or was_marked):
-                return "copy"
             twin = self._running.get(key)
             if twin is not None and (marked or twin[1]):
                 return "wait"
@@ -88,10 +89,7 @@ class Copies:
         """An attempt has ended here, its delivery still ours."""
         with self._lock:
             self._running.pop(key, None)
-            self._settled.pop(key, None)
-            self._settled[key] = marked
-            if len(self._settled) > REMEMBERED:
-                self._settled.popitem(last=False)
+            self._remember(key, marked)
 
     def lost(self, epoch: int, running: Iterable[tuple[Key, Any]], ended: Iterable[tuple[Key, Result]]) -> None:
         """A subscription has ended: what came on it will come again. `running` are the messages whose runs go on, by
@@ -118,7 +116,15 @@ class Copies:
             self._orphans[key] = alive
         return bool(alive)
 
+    def _remember(self, key: Key, marked: bool) -> None:
+        self._settled.pop(key, None)
+        self._settled[key] = marked
+        if len(self._settled) > REMEMBERED:
+            self._settled.popitem(last=False)
+
     def _keep(self, key: Key, result: Result) -> None:
+        if result is None:
+            self._remember(key, self._settled.get(key, False))
         self._ended[key] = result
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
