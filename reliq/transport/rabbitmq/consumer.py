@@ -123,6 +123,8 @@ class RabbitConsumer(SettlingConsumer):
         if settlement is not None:
             self.settle_here(replace(settlement, token=token))
         else:
+            # This ack may be lost as well.
+            subscription.lately.append((time.monotonic(), key))
             subscription.ack(arrival.tag)
         self.logger.warning(
             "Queue %r: message %r came again; %s.",
@@ -179,6 +181,7 @@ class RabbitConsumer(SettlingConsumer):
         """Owe the ack. On a channel that is gone there is nothing to ack: the message comes again."""
         subscription, tag = self.transport.intake.delivery(message.token)
         if subscription is not None and isinstance(message, RabbitDelivered) and message.known_by is not None:
+            subscription.lately.append((time.monotonic(), message.known_by))
             self.transport.settler.remember(message, subscription, tag)
         if subscription is None or not subscription.ack(tag):
             assert isinstance(message, RabbitDelivered)

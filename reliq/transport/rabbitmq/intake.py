@@ -75,7 +75,7 @@ class Intake:
             done = subscription.owed | subscription.late.keys()
             handed = list(subscription.handed.items())
             running = [(each.key, each) for tag, each in handed if tag not in done]
-            ended: list[tuple[Key, Result]] = [(key, None) for at, key in subscription.lately if at > since]
+            ended: list[tuple[Key, Result]] = [(key, None) for at, key in list(subscription.lately) if at > since]
             ended += [(each.key, subscription.late.get(tag)) for tag, each in handed if tag in done]
             self._copies.lost(subscription.epoch, running, ended)
 
