@@ -69,16 +69,21 @@ def busy(server: RabbitmqApi, vhost: str) -> dict[str, tuple[int, int]]:
 def wait_idle(server: RabbitmqApi, vhost: str, timeout: float) -> None:
     """Wait until no queue holds anything, ready or unacked, but those of the dead. Raises `TimeoutError`."""
     since = 0.0
+    left: dict[str, tuple[int, int]] = {}
 
     def still() -> bool:
-        nonlocal since
-        if busy(server, vhost):
+        nonlocal since, left
+        left = busy(server, vhost)
+        if left:
             since = 0.0
         elif not since:
             since = time.monotonic()
         return bool(since) and time.monotonic() - since > STILL_S
 
-    eventually(still, timeout, 0.1, "every queue to be empty", (ApiError,))
+    try:
+        eventually(still, timeout, 0.1, "every queue to be empty", (ApiError,))
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; left as (ready, unacked): {left}") from None
 
 
 def held(server: RabbitmqApi, vhost: str) -> Counter[State]:

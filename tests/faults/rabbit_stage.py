@@ -204,12 +204,11 @@ class RabbitStage:
         return len(self.log.keys("end"))
 
     def finish(self, keys: list[int], timeout: float) -> Tally:
-        """Wait up to `timeout` s until every key has ended and nothing is left but letters; then count, whatever came
-        of it."""
+        """Wait up to `timeout` s until every key has ended, then count, whatever came of it. When all have, nothing
+        but letters may be left: what is done and yet held would run again one day. Raises `TimeoutError` for that."""
         deadline = time.monotonic() + timeout
         if self.log.wait_for("end", len(set(keys)), timeout):
-            with contextlib.suppress(TimeoutError):  # the count tells what is left
-                self.wait_idle(max(2.0, deadline - time.monotonic()))
+            self.wait_idle(max(5.0, deadline - time.monotonic()))
         return self.count(keys)
 
     def wait_idle(self, timeout: float) -> None:

@@ -52,7 +52,7 @@ def both(stage: RabbitStage, url: str | None = None, plain_url: str | None = Non
 
 def stream(sender: Sender) -> list[Callable[[], Outcome]]:
     """What is sent with reliq at the same time: one by one on three threads, delayed on one, in batches on one."""
-    return [sender.send, sender.send, sender.send, lambda: sender.send(HOUR_MS), lambda: sender.send_many(100)]
+    return [sender.send, sender.send, sender.send, lambda: sender.send(HOUR_MS), lambda: sender.send_many(20)]
 
 
 def check_times(outcomes: list[Outcome]) -> str:
@@ -72,15 +72,15 @@ def test_what_was_accepted_is_stored_when_the_broker_dies_in_a_stream(
     mortal_rabbit_stage: RabbitStage, figure: Callable[[object], None]
 ) -> None:
     """faults.md rows 15 and 18 (killed), dramatiq.md D14: three threads send one by one, one delayed tasks, one batches
-    of 100, and the node is killed (-9) and started again among them: all that was accepted is there, nothing that was
+    of 20, and the node is killed (-9) and started again among them: all that was accepted is there, nothing that was
     called not stored is, and each send came back in time.
 
-    accepted 3365 lost 0, called not stored 34011 of which stored 0. plain: accepted 8030 lost 2632.
+    accepted 3733 lost 0, called not stored 7934 of which stored 0. plain: accepted 654 lost 518.
     """
     stage = mortal_rabbit_stage
     sender, plain = both(stage)
     with streaming(*stream(sender), plain.send):
-        eventually(lambda: len(sender.accepted()) > 1_000 and len(plain.accepted()) > 500, START_S, what="a stream")
+        eventually(lambda: len(sender.accepted()) > 1_000 and len(plain.accepted()) > 300, START_S, what="a stream")
         stage.node.kill()
         before = len(sender.accepted())
         stage.node.start()
@@ -101,7 +101,7 @@ def test_what_was_accepted_is_stored_when_connections_are_cut(
     """faults.md row 16: the same stream, its connections cut three times, and three times just before what was sent
     reaches the node: all that was accepted is there.
 
-    accepted 3353 lost 0, called not stored 1162 of which stored 0. plain: accepted 12906 lost 172.
+    accepted 2636 lost 0, called not stored 172 of which stored 0. plain: accepted 671 lost 5.
     """
     stage = rabbit_stage
     line = fault_proxy(stage.server)
@@ -123,7 +123,7 @@ def test_what_was_accepted_is_stored_when_connections_are_cut(
     told, told_plain = sender.verdict(census), plain.verdict(census)
     figure(f"{told}; plain: sent {told_plain.sent} accepted {told_plain.accepted} lost {told_plain.lost}")
     assert told.true
-    assert told.unsure <= 12 * (4 + 100)  # what was on its way at the six cuts, twice over
+    assert told.unsure <= 12 * (4 + 20)  # what was on its way at the six cuts, twice over
     assert told_plain.lost > 0
 
 
