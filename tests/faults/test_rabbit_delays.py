@@ -218,7 +218,7 @@ def test_stock_delays_are_moved_onto_the_ladder_and_run_at_their_time(
     figure(f"{counted}; moved before they were due {ahead}, early {len(early)}, at most {late:.2f} s late")
     assert (counted.done, counted.lost, stranded(counted), counted.twice, early) == (40, 0, 0, 0, [])
     assert ahead > 0
-    assert late < 1.0 * SLACK
+    assert late < 2.0 * SLACK
 
 
 # -- through crashes and deletions -----------------------------------------------------------------------------------
@@ -271,12 +271,12 @@ def ten(number: int) -> Iterable[int]:
 
 @pytest.mark.parametrize("mode", [pytest.param("plain", marks=pytest.mark.full), "reliq"])
 def test_delays_outlive_their_queue(rabbit_stage: RabbitStage, figure: Callable[[object], None], mode: Mode) -> None:
-    """200 delays and, with reliq, 50 retries wait while a worker runs; the queue is deleted a second before they are
-    due: all run. Plain: the worker declares the queue again 3 s later; what came due until then is lost."""
+    """200 delays and, with reliq, 20 retries wait while a worker runs; the queue is deleted a second before the first
+    are due: all run. Plain: the worker declares the queue again 3 s later; what came due until then is lost."""
     stage = rabbit_stage
     stage.mode = mode
-    stage.workers(env={"APP_MIN_BACKOFF": "3000", "APP_MAX_BACKOFF": "3000"})
-    retried = stage.send("flaky", range(1_000, 1_050)) if mode == "reliq" else []
+    stage.workers(env={"APP_MIN_BACKOFF": "6000", "APP_MAX_BACKOFF": "6000"})
+    retried = stage.send("flaky", range(1_000, 1_020)) if mode == "reliq" else []
     assert stage.log.wait_for("fail", len(retried), 10 * SLACK)
     sent_at = time.time()
     keys = stage.send("work", range(200), delay=3_000)
@@ -289,7 +289,7 @@ def test_delays_outlive_their_queue(rabbit_stage: RabbitStage, figure: Callable[
         return
     counted = stage.finish([*keys, *retried], 10 * SLACK)
     figure(str(counted))
-    assert (counted.done, counted.lost, stranded(counted), counted.twice) == (250, 0, 0, 0)
+    assert (counted.done, counted.lost, stranded(counted), counted.twice) == (220, 0, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["classic", pytest.param("quorum", marks=pytest.mark.full)])

@@ -13,7 +13,10 @@ def stage_with_quorum_queues(
 ) -> Iterator[RabbitStage]:
     """A fixture function: a `rabbit_stage` in a vhost whose default queue type is quorum."""
     vhost = f"test-{uuid.uuid4().hex[:12]}"
-    shared_rabbitmq.add_vhost(vhost, "quorum")
+    # RabbitMQ 3.10's management API knows the default type by the first name, later ones by the second.
+    types = {"defaultqueuetype": "quorum", "default_queue_type": "quorum"}
+    shared_rabbitmq.api("PUT", "vhosts", vhost, body=types)
+    assert shared_rabbitmq.api("GET", "vhosts", vhost)["default_queue_type"] == "quorum"
     with RabbitStage(shared_rabbitmq, vhost, fault_proxy(shared_rabbitmq), worker_group, run_log) as stage:
         yield stage
     shared_rabbitmq.delete_vhost(vhost)
