@@ -79,11 +79,11 @@ def read_lines(process: subprocess.Popen[str], number: int) -> None:
 # -- read often ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "times"), [(100, 25), pytest.param(300, 50, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("number", "times"), [(60, 25), pytest.param(300, 50, marks=pytest.mark.full)])
 def test_letters_of_a_quorum_queue_are_listed_again_and_again(
     quorum_stage: RabbitStage, figure: Callable[[object], None], number: int, times: int
 ) -> None:
-    """100 or 300 letters in a quorum `.dead`, listed 25 or 50 times: all of them each time, in one and the same order,
+    """60 or 300 letters in a quorum `.dead`, listed 25 or 50 times: all of them each time, in one and the same order,
     by time of death; and all lie there afterwards."""
     stage = quorum_stage
     make_letters(stage, number)
@@ -141,20 +141,20 @@ def test_two_readers_at_once_are_told_and_a_killed_one_loses_nothing(
 
 
 def test_a_replay_killed_half_way_loses_nothing(rabbit_stage: RabbitStage, figure: Callable[[object], None]) -> None:
-    """A process that replays 300 letters is killed -9 after 100: each message is back in its queue or still a letter,
+    """A process that replays 150 letters is killed -9 after 50: each message is back in its queue or still a letter,
     at most one is both; the rest can be replayed at once."""
     stage = rabbit_stage
-    keys = make_letters(stage, 300)
+    keys = make_letters(stage, 150)
     with reader(stage, "replay") as process:
-        read_lines(process, 100)
-    eventually(lambda: count_of(stage, "default.dead") + count_of(stage, "default") >= 300, 10 * SLACK, what="all")
+        read_lines(process, 50)
+    eventually(lambda: count_of(stage, "default.dead") + count_of(stage, "default") >= 150, 10 * SLACK, what="all")
     places = stage.census().places
     back = {place.key for place in places if place.state == "ready"}
     dead = {place.key for place in places if place.state == "dead"}
     lost = set(keys) - back - dead
-    figure(f"letters 300, replayed {len(back)}, still letters {len(dead)}, both {len(back & dead)}, lost {len(lost)}")
+    figure(f"letters 150, replayed {len(back)}, still letters {len(dead)}, both {len(back & dead)}, lost {len(lost)}")
     assert not lost
-    assert len(back) >= 100
+    assert len(back) >= 50
     assert len(back & dead) <= 1
     assert len(places) == len(back) + len(dead)
 
