@@ -252,6 +252,11 @@ class RabbitStage:
         """The runs of one task."""
         return [entry for entry in self.log.entries() if entry.event == "start" and entry.key == key]
 
+    def took_since(self, mono: float) -> float:
+        """Seconds from `mono` (monotonic) to the last thing that a task wrote."""
+        last = max(entry.at for entry in self.log.entries())
+        return max(0.0, last - (time.time() - (time.monotonic() - mono)))
+
     def letters(self, queue: str = "default") -> list[dict[str, Any]]:
         """Every dead letter as `reliq dlq show -o json` gives it, oldest death first."""
         return [letter.as_dict() for letter in self.transport.dead_letters(queue)]

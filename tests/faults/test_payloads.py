@@ -235,6 +235,7 @@ def test_hostile_error_texts_break_no_settle_and_are_cut_in_the_letter(rig: Rig)
     assert not any(char in own_lines(group) for char in "\x1b\x07\x9b")
 
 
+@pytest.mark.parametrize("rig", ["redis", pytest.param("rabbitmq", marks=pytest.mark.full)], indirect=True)
 @pytest.mark.parametrize("redact", ["hide", "raises"])
 def test_what_redact_hides_is_in_no_line_and_no_message(rig: Rig, redact: str) -> None:
     """5 messages whose arguments and error carry a secret die: it is in no line that reliq logs, in no letter that

@@ -91,12 +91,12 @@ def test_a_deploy_lets_what_runs_end_and_gives_back_the_rest(
     rabbit_stage: RabbitStage, figure: Callable[[object], None]
 ) -> None:
     """faults.md row 29: the same with tasks that are not told of the shutdown, on two workers of which one is stopped:
-    it ends when its 4 tasks of 3 s have; what it had prefetched runs on the other, and everything once.
+    it ends when its 4 tasks of 2 s have; what it had prefetched runs on the other, and everything once.
 
-    sent 12 done 12 lost 0 stuck 0, extra runs 0, stopped after 4.5 s.
+    sent 12 done 12 lost 0 stuck 0, extra runs 0, stopped after 2-3 s.
     """
     stage = rabbit_stage
-    keys = stage.send("work", range(12), seconds=3)
+    keys = stage.send("work", range(12), seconds=2)
     groups = [stage.workers() for _ in range(2)]  # the first has taken 8
     assert stage.log.wait_for("start", 8, START_S)
     told_at = time.monotonic()
