@@ -341,19 +341,22 @@ def test_a_peer_that_resets_at_once_is_an_error_like_any_other(
 
 
 def run_forks(stage: RabbitStage, timeout: float) -> tuple[int | None, str]:
-    """The exit code of `r_forks` (None: it hung, and was killed with its children), and what it wrote to stderr."""
+    """The exit code of `r_forks` (None: it hung; it is killed with its children), and what it wrote to stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **stage.environment(direct=True)}
     command = [sys.executable, "-m", "tests.faults.apps.r_forks"]
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as parent:
-        try:
-            return parent.wait(timeout), parent.stderr.read() if parent.stderr else ""
-        except subprocess.TimeoutExpired:
-            return None, "it hung"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(parent.pid, signal.SIGKILL)
+    errors = stage.log.path.with_suffix(".stderr")  # a pipe would be held open by children that hang
+    with errors.open("w") as file:
+        parent = subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
+    code: int | None = None
+    try:
+        code = parent.wait(timeout)
+    except subprocess.TimeoutExpired:
+        pass  # told by the code
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+    return code, errors.read_text()
 
 
 @pytest.mark.parametrize("mode", ["reliq", pytest.param("plain", marks=pytest.mark.full)])
@@ -363,7 +366,8 @@ def test_parent_and_children_send_at_once_after_a_fork(
     """A process that has sent, and whose threads go on sending, forks four children (`os.fork`, multiprocessing), which
     send too, and one that only closes its broker: all 500 accepted and stored once, nobody hangs.
 
-    sent 500 accepted 500 lost 0 from 5 processes. plain: 100 accepted, its children write into its own connection, or hang.
+    sent 500 accepted 500 lost 0 from 5 processes. plain: 100 accepted; its children write into
+    its connection, or hang.
     """
     stage = rabbit_stage
     stage.mode = mode
