@@ -84,18 +84,19 @@ class Declarations:
                 with self._explained(queue_name):
                     self._run(steps)
             self._queues.add(queue_name)
-            if self._ladders and queue_name in self._kinds:
+            for kind in self._ladders:
                 # It may have been deleted, its delays still on the ladder.
-                self._run([self.ladder(queue_name).bind(queue_name)])
+                self._run([Ladder(kind).bind(queue_name)])
 
-    def ladder(self, queue_name: str) -> Ladder:
-        """The ladder for a queue; nothing is declared."""
-        return Ladder(self.kind(queue_name))
+    @property
+    def ladder(self) -> Ladder:
+        """The ladder that delays of this process wait on; nothing is declared."""
+        return Ladder(topology.ladder_kind(self._wanted(), self._version()))
 
     def delays(self, queue_name: str) -> Ladder:
         """The ladder for a queue, declared, the queue bound to its end."""
         if queue_name in self._on_ladder:
-            return self.ladder(queue_name)
+            return self.ladder
         with self._lock:
             try:
                 return self._on_its_ladder(queue_name)
@@ -108,7 +109,7 @@ class Declarations:
 
     def _on_its_ladder(self, queue_name: str) -> Ladder:
         self.queue(queue_name)
-        ladder = self.ladder(queue_name)
+        ladder = self.ladder
         if ladder.kind not in self._ladders:
             what = f"exchange {ladder.level(0)!r} and the others of the ladder"
             steps = ladder.steps(self._version())

@@ -8,7 +8,9 @@
 - `reliq.dlx` leads to `<queue>.dead`, where dead letters are kept without a time limit.
 - `reliq.unrouted` catches what either of them cannot route, because its queue was deleted meanwhile.
 
-Quorum queues have a ladder and a catcher of their own: a queue's kind can never be changed.
+The ladder is of quorum queues whatever kind a message's own queue is: a hop from one of them to the next is confirmed.
+Where a server has no such queues, or the application wants none, it is of classic ones. Both have names of their own,
+and so have their catchers: a queue's kind can never be changed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ UNIT_MS = 250
 #: The longest delay of the ladder, some 48 days; a longer one comes back to a worker and goes up again.
 LONGEST_MS = ((1 << LEVELS) - 1) * UNIT_MS
 DEAD_EXCHANGE = "reliq.dlx"
+#: The first RabbitMQ whose quorum queues have a TTL and dead-letter with a confirm.
+DEAD_LETTERS_SAFELY = (3, 10)
 #: All exchanges and queues of ours begin so: what a user's rights must cover.
 OURS = "reliq."
 
@@ -109,6 +113,14 @@ class Ladder:
         the names that end in this one."""
         key = ".".join(["*"] * LEVELS) + "." + queue_name
         return Step("queue_bind", {"queue": queue_name, "exchange": self.out, "routing_key": key})
+
+
+def ladder_kind(wanted: str | None, version: tuple[int, ...] | None) -> QueueType:
+    """As asked for, else quorum where the server has what that needs: a classic level passes messages on unconfirmed,
+    and a node that is killed loses those that have just moved."""
+    if wanted is not None:
+        return "quorum" if wanted == "quorum" else "classic"
+    return "classic" if version is not None and version < DEAD_LETTERS_SAFELY else "quorum"
 
 
 def target_of(exchange: str, routing_key: str) -> str:
