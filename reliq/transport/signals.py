@@ -1,6 +1,6 @@
 """Dramatiq's signals on a broker that reliq serves: faster, and safe at the end of a run.
 
-`Transport.attach` puts `emit_before` and `emit_after` of this class in the place of the broker's own. Three things
+`Transport.attach` puts `emit_before` and `emit_after` of this class in the place of the broker's own. Four things
 differ from stock:
 
 - Hooks that a middleware inherits unchanged (they do nothing) are not called; the table is built anew when
@@ -8,6 +8,7 @@ differ from stock:
 - When a run has ended, the middlewares that interrupt threads (time limits, shutdown notices) are disarmed before
   any other hook runs, and a hook that a late interrupt hits is run to its end all the same: an interrupt can no
   longer kill the thread or lose what the hook was about to send.
+- A shutdown notice reaches every task that runs, also while others begin and end.
 - From then until the settle, what this thread sends is captured with the message (see `Transport.enqueue`).
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,9 @@ class Signals:
             self._known = list(self._broker.middleware)
             self._before.clear()
             self._after.clear()
+            for middleware in self._known:
+                if isinstance(middleware, ShutdownNotifications):
+                    _let_change(middleware)
         key = prefix + signal
         hooks = table.get(key)
         if hooks is None:
@@ -202,6 +206,22 @@ class Signals:
 
 
 _INTERRUPTERS = (TimeLimit, ShutdownNotifications)
+
+
+class _Threads(set[Any]):
+    """Who is to be told of a shutdown: goes through those that were there when it began."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(frozenset(self))
+
+
+def _let_change(middleware: ShutdownNotifications) -> None:
+    """Stock goes through a set that worker threads change meanwhile: at the first change it fails, and whoever would
+    have come later is never told."""
+    manager = middleware.manager
+    for name, value in list(vars(manager).items()):
+        if type(value) is set:
+            setattr(manager, name, _Threads(value))
 
 
 def _overrides(middleware: Middleware, name: str) -> bool:

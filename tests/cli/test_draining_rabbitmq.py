@@ -66,15 +66,15 @@ def test_what_lost_its_queue_goes_back_to_it(cli: Cli, morgue: RabbitMorgue) -> 
     morgue.unrouted(1, queue="mail")
     morgue.unrouted(1, queue="gone")
     morgue.transport.declared.queue("mail")
-    assert [row["queue"] for row in cli.json("queues", "list")] == ["default", "mail", "reliq.unrouted"]
+    assert [row["queue"] for row in cli.json("queues", "list")] == ["default", "mail", "reliq.unrouted.q"]
     before = morgue.dump()
     dry = cli(*DRAIN, "--all", "--dry-run")
-    assert "queue 'reliq.unrouted': 2 messages whose queue is gone go back to it" in dry.err
+    assert "queue 'reliq.unrouted.q': 2 messages whose queue is gone go back to it" in dry.err
     assert morgue.dump() == before
     assert cli.json(*DRAIN, "--queue", "mail", "--yes") == [{"queue": "mail", "delays": 1, "letters": 0}]
-    assert (len(morgue.queued("mail")), len(morgue.lying("reliq.unrouted"))) == (1, 1)
-    assert cli.json(*DRAIN, "--all", "--yes")[-1] == {"queue": "reliq.unrouted", "delays": 1, "letters": 0}
-    assert (len(morgue.queued("mail")), len(morgue.queued("gone")), morgue.lying("reliq.unrouted")) == (1, 1, [])
+    assert (len(morgue.queued("mail")), len(morgue.lying("reliq.unrouted.q"))) == (1, 1)
+    assert cli.json(*DRAIN, "--all", "--yes")[-1] == {"queue": "reliq.unrouted.q", "delays": 1, "letters": 0}
+    assert (len(morgue.queued("mail")), len(morgue.queued("gone")), morgue.lying("reliq.unrouted.q")) == (1, 1, [])
 
 
 def test_letters_move_after_the_warning_of_their_expiry(cli: Cli, morgue: RabbitMorgue) -> None:

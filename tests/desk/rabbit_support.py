@@ -68,8 +68,7 @@ class RabbitMorgue(Morgue):
 
     def unrouted(self, *args: Any, queue: str) -> None:
         """As a delay comes off the ladder after its queue was deleted."""
-        self.transport.declared.delays("default")
-        ladder = self.transport.declared.ladder("default")
+        ladder = self.transport.declared.delays("default")
         key = ladder.route(1, queue)[1]
         body = Message(queue, "charge", args, {}, {}).encode()
         self.channel.basic_publish(ladder.out, key, body, pika.BasicProperties(delivery_mode=2))
@@ -102,9 +101,7 @@ class RabbitMorgue(Morgue):
         while len(found) < left:
             method, properties, body = next(channel.consume(queue, inactivity_timeout=5))
             assert method is not None, f"queue {queue!r} gives {len(found)} of {left}"
-            headers = properties.headers
-            if headers is not None:
-                headers.pop("x-delivery-count", None)
+            headers = {key: value for key, value in (properties.headers or {}).items() if key != "x-delivery-count"}
             found.append((method.routing_key, headers, body))
         channel.close()
         return found

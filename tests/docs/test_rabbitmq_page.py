@@ -153,7 +153,7 @@ def test_a_delay_waits_ready_on_the_ladder_and_unacked_nowhere(
             counts = {q["name"]: (q["messages_ready"], q["messages_unacknowledged"]) for q in found}
             return {name: count for name, count in counts.items() if any(count)}
 
-        eventually(lambda: waiting() == {"reliq.delay.v1.22": (20, 0)}, 30, what="20 on one step")
+        eventually(lambda: waiting() == {"reliq.delay.v1q.22": (20, 0)}, 30, what="20 on one step")
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tests.faults.stage import SLACK, Mode, message, stranded
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-LADDER = Ladder("classic")
+LADDER = Ladder("quorum")
 
 quorum_stage = pytest.fixture(stage_with_quorum_queues)
 
@@ -297,7 +297,7 @@ def test_delays_that_come_down_without_their_queue_are_caught_and_given_back(
     request: pytest.FixtureRequest, figure: Callable[[object], None], kind: str
 ) -> None:
     """10 retries and 200 delays wait, no worker runs, the queue is deleted, declared again by plain Dramatiq, which
-    binds it to no ladder, and they come due: all are in `reliq.unrouted`; a worker that starts runs them."""
+    binds it to no ladder, and they come due: all are in `reliq.unrouted.q`; a worker that starts runs them."""
     stage = request.getfixturevalue("rabbit_stage" if kind == "classic" else "quorum_stage")
     env = {"APP_MIN_BACKOFF": "6000", "APP_MAX_BACKOFF": "6000"}
     first = stage.workers(env=env)
@@ -308,8 +308,7 @@ def test_delays_that_come_down_without_their_queue_are_caught_and_given_back(
     stage.server.delete_queue(stage.vhost, "default")
     plain = stage.broker(mode="plain")
     plain.declare_queue("default", ensure=True)
-    catcher = Ladder("quorum" if kind == "quorum" else "classic").unrouted
-    eventually(lambda: stage.busy() == {catcher: (210, 0)}, 10 * SLACK, what="all to be caught")
+    eventually(lambda: stage.busy() == {LADDER.unrouted: (210, 0)}, 10 * SLACK, what="all to be caught")
     stage.workers(env=env)
     counted = stage.finish([*keys, *retried], 20 * SLACK)
     figure(f"{counted}; caught 210")

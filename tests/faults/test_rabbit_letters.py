@@ -234,7 +234,7 @@ def at(stage: RabbitStage, queue_name: str) -> Any:
 
 def on_a_level(stage: RabbitStage) -> Any:
     """The properties of a message that has been put on the ladder and has not gone down a level, or None."""
-    ladder = Ladder("classic")
+    ladder = Ladder("quorum")
     return at(stage, ladder.route(1_500, "default")[0])
 
 

@@ -341,6 +341,7 @@ def test_without_rights_to_letters_and_delays_nothing_is_lost_until_they_are_giv
         eventually(lambda: len(refused()) == 4, 10 * SLACK, what="all four settles to be refused")
         before = ready(shared_rabbitmq, vhost)
         user()
+        eventually(lambda: len(app.ran) == 2, 10 * SLACK, what="both retries to run")
         eventually(lambda: ready(shared_rabbitmq, vhost) == {"default.dead": 2}, 10 * SLACK, what="all to be settled")
     found = letters(app)
     done, dead = len(app.ran), len(found)
@@ -348,7 +349,7 @@ def test_without_rights_to_letters_and_delays_nothing_is_lost_until_they_are_giv
     assert before == {"default": 4}
     assert sorted(app.ran) == [2, 3]
     assert sorted(found) == [(0, "retries_exhausted"), (1, "retries_exhausted")]
-    assert {"'reliq.dlx'", "'reliq.delay.v1.00'"} <= set(re.findall(r"'reliq\.[\w.]+'", caplog.text))
+    assert {"'reliq.dlx'", "'reliq.delay.v1q.00'"} <= set(re.findall(r"'reliq\.[\w.]+'", caplog.text))
 
 
 # -- queues and vhosts that are not what they should be --------------------------------------------------------------

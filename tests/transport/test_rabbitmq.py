@@ -110,7 +110,7 @@ class TestWhatIsDeleted:
         stage.worker()
         actor.send(1)
         stage.wait_for(0, 0, 0, 1)
-        names = ["reliq.dlx", "reliq.unrouted", "reliq.delay.v1.out"]
+        names = ["reliq.dlx", "reliq.unrouted", "reliq.delay.v1q.out"]
         with stage.maker.channel(stage.broker) as channel:
             for name in names:
                 channel.exchange_delete(name)

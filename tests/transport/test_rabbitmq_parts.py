@@ -20,7 +20,7 @@ from reliq.transport.rabbitmq.frames import META, MOST_META_BYTES, letter_frame,
 from reliq.transport.rabbitmq.intake import epoch_and_tag, token_of
 from reliq.transport.rabbitmq.letters import letter_of
 from reliq.transport.rabbitmq.subscription import Arrival, Subscription
-from reliq.transport.rabbitmq.topology import LEVELS, LONGEST_MS, UNIT_MS, Ladder, kept, target_of
+from reliq.transport.rabbitmq.topology import LEVELS, LONGEST_MS, UNIT_MS, Ladder, kept, ladder_kind, target_of
 from reliq.transport.settlement import Bury, Publish, Settlement
 
 QUEUES = st.from_regex(r"[a-z0-9_-]{1,8}(\.[a-z0-9_-]{1,8}){0,3}", fullmatch=True)
@@ -66,6 +66,23 @@ class TestLadder:
         assert arguments["x-queue-type"] == "quorum"
         assert (arguments["x-dead-letter-strategy"], arguments["x-overflow"]) == ("at-least-once", "reject-publish")
         assert {Ladder("quorum").level(3), Ladder("quorum").unrouted} == {"reliq.delay.v1q.03", "reliq.unrouted.q"}
+
+    @pytest.mark.parametrize(
+        ("wanted", "version", "kind"),
+        [
+            (None, (3, 10), "quorum"),
+            (None, (4, 0, 5), "quorum"),
+            (None, None, "quorum"),
+            (None, (3, 9, 99), "classic"),
+            ("classic", (4, 0, 5), "classic"),
+            ("quorum", (3, 9), "quorum"),
+        ],
+    )
+    def test_it_is_of_quorum_queues_where_the_server_has_what_it_needs(
+        self, wanted: str | None, version: tuple[int, ...] | None, kind: str
+    ) -> None:
+        """A quorum queue has a TTL and dead-letters with a confirm from RabbitMQ 3.10 on."""
+        assert ladder_kind(wanted, version) == kind
 
     @pytest.mark.parametrize(
         ("kind", "version", "arguments"),

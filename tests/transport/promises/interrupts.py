@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -16,8 +17,9 @@ from typing import Any, ClassVar
 
 import dramatiq
 import pytest
-from dramatiq.middleware import Interrupt, TimeLimit
+from dramatiq.middleware import Interrupt, Shutdown, ShutdownNotifications, TimeLimit
 
+from reliq.testing import eventually
 from reliq.transport.signals import finish, release_ending
 from tests.transport.promises.needs import needs
 from tests.transport.promises.settling import ENDS, raiser
@@ -192,3 +194,45 @@ class Interrupts:
             actor.send(number)
         stage.wait_for(0, 0, 0, 40, timeout=30)
         assert [thread.is_alive() for thread in worker.workers] == [True] * 4
+
+    def test_a_shutdown_notice_reaches_every_task_though_others_begin_meanwhile(self, make: Make) -> None:
+        """Four tasks run, and each time that one is told another thread begins: stock goes through its set of threads
+        as it changes, fails, and tells none of the rest. Here all four end by the notice."""
+        stage = make()
+        (notices,) = [each for each in stage.broker.middleware if isinstance(each, ShutdownNotifications)]
+        ended: list[type[BaseException]] = []
+        running = threading.Barrier(5)
+
+        def work(number: int) -> None:
+            if ended:
+                return  # handed back, and here again
+            running.wait(20)
+            try:
+                deadline = time.monotonic() + 20
+                while time.monotonic() < deadline:
+                    time.sleep(0.001)  # sleep-ok: an interrupt strikes between two of them
+            except Shutdown as notice:
+                ended.append(type(notice))
+                raise
+
+        actor = dramatiq.actor(work, actor_name="work", notify_shutdown=True)
+        worker = stage.worker(threads=4)
+        for number in range(4):
+            actor.send(number)
+        running.wait(20)
+        logger = notices.manager.logger
+
+        class Begins:
+            """Its first words: another task has begun."""
+
+            def info(self, *args: Any) -> None:
+                beginner = threading.Thread(target=notices.manager.add_notification)
+                beginner.start()
+                beginner.join()
+
+        notices.manager.logger = Begins()
+        try:
+            notices.before_worker_shutdown(stage.broker, worker)
+        finally:
+            notices.manager.logger = logger
+        eventually(lambda: ended == [Shutdown] * 4, 20, what="all four to end")
