@@ -24,6 +24,16 @@ MEMORY_WATERMARK = "0.6"
 LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 
+#: Erlang settings that rabbitmq.conf has no names for. The first makes a short consumer_timeout work within a second,
+#: the second is a quorum queue's statistics; the third is for how long after its start a node may hold up what came due
+#: meanwhile: 3 min unless it is set (docs/rabbitmq.md).
+ADVANCED = {
+    "channel_tick_interval": 1_000,
+    "quorum_tick_interval": 250,
+    "dead_letter_worker_publisher_confirm_timeout": 3_000,
+}
+
+
 @dataclass(frozen=True)
 class NodePlace:
     """Where a node lives: its program, its folder, its ports."""
@@ -38,7 +48,9 @@ class NodePlace:
         return self.folder / "server.log"
 
     def write(self, config: Mapping[str, str]) -> None:
-        """Write the configuration; `config` are lines of rabbitmq.conf that replace or join ours."""
+        """Write the configuration; `config` are lines of rabbitmq.conf that replace or join ours, and by the names of
+        `ADVANCED` other values for those."""
+        advanced = {name: config.get(name, value) for name, value in ADVANCED.items()}
         options = {
             "listeners.tcp.local": f"127.0.0.1:{self.ports.amqp}",
             "management.tcp.ip": "127.0.0.1",
@@ -48,11 +60,11 @@ class NodePlace:
             "vm_memory_high_watermark.relative": MEMORY_WATERMARK,
             "collect_statistics_interval": "250",  # ms; with the next line queue counts are at most that old
             "management.db_cache_multiplier": "0",
-            **config,
+            **{name: value for name, value in config.items() if name not in advanced},
         }
         self._put("rabbitmq.conf", "".join(f"{name} = {value}\n" for name, value in options.items()))
-        # The first makes a short consumer_timeout work within a second; the second is a quorum queue's statistics.
-        self._put("advanced.config", "[{rabbit, [{channel_tick_interval, 1000}, {quorum_tick_interval, 250}]}].\n")
+        terms = ", ".join(f"{{{name}, {value}}}" for name, value in advanced.items())
+        self._put("advanced.config", f"[{{rabbit, [{terms}]}}].\n")
         self._put("enabled_plugins", "[rabbitmq_management].\n")
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():

@@ -1,4 +1,4 @@
-"""What RabbitMQ itself may lose, whoever uses it: shown, so that the pages can say it."""
+"""What RabbitMQ itself may lose or hold up, whoever uses it: shown, so that the pages can say it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import dramatiq
 import pika
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.worker import Worker
 
 import reliq
 from reliq.testing import RabbitmqServer, eventually
@@ -18,12 +19,13 @@ from reliq.wiring import transport_of
 SENT = 100
 
 
-def left_after_a_kill(server: RabbitmqServer, vhost: str, queue_type: str | None, *, busy: bool) -> tuple[int, int]:
+def left_after_a_kill(server: RabbitmqServer, vhost: str, steps: str | None, *, busy: bool) -> tuple[int, int]:
     """(expected, left) in a queue into which `SENT` delays have come down when its broker is killed, while a consumer
-    acks one every 50 ms (`busy`), or after a second in which nothing happened."""
-    server.add_vhost(vhost, queue_type)
+    acks one every 50 ms (`busy`), or after a second in which nothing happened. `steps` is the type that is asked for
+    the ladder; the queue is a classic one."""
+    server.add_vhost(vhost)
     broker = RabbitmqBroker(url=server.url(vhost), middleware=[])
-    reliq.install(broker)
+    reliq.install(broker, reliq.Delivery(queue_type=steps))
     broker.declare_queue("default")
     transport = transport_of(broker)
     assert transport is not None
@@ -50,18 +52,52 @@ def left_after_a_kill(server: RabbitmqServer, vhost: str, queue_type: str | None
 
 
 @pytest.mark.full
-def test_a_killed_broker_loses_what_came_down_to_a_busy_classic_queue_and_nothing_of_a_quorum_queue(
+def test_a_killed_broker_loses_nothing_that_came_down_unless_classic_steps_are_asked_for(
     rabbitmq_server: RabbitmqServer, figure: Callable[[object], None]
 ) -> None:
-    """100 delays have come off the ladder, the broker is killed a second later. Idle classic queue: all there. Busy
-    quorum queue: all there. Busy classic queue: what the broker had not written yet is gone; how much is told."""
+    """100 delays have come off the ladder into a classic queue, the broker is killed a second later. All are there, be
+    the queue idle or at work. With classic steps and a queue at work, what the broker had not written yet is gone; how
+    much is told."""
     idle = left_after_a_kill(rabbitmq_server, "idle", None, busy=False)
-    quorum = left_after_a_kill(rabbitmq_server, "quorum", "quorum", busy=True)
-    classic = left_after_a_kill(rabbitmq_server, "busy", None, busy=True)
+    busy = left_after_a_kill(rabbitmq_server, "busy", None, busy=True)
+    steps = left_after_a_kill(rabbitmq_server, "steps", "classic", busy=True)
     figure(
-        f"classic, idle: {idle[1]} of {idle[0]} left; quorum, busy: {quorum[1]} of {quorum[0]}; "
-        f"classic, busy: {classic[1]} of {classic[0]}"
+        f"idle: {idle[1]} of {idle[0]} left; busy: {busy[1]} of {busy[0]}; "
+        f"busy, classic steps: {steps[1]} of {steps[0]}"
     )
     assert idle[0] == idle[1]
-    assert quorum[1] >= quorum[0]
-    assert classic[1] <= SENT
+    assert busy[1] >= busy[0]
+    assert steps[1] <= SENT
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("confirm_timeout_s", "bound_s"), [(180, 200), (3, 20)])
+def test_what_comes_due_while_a_node_starts_is_late_by_the_confirm_timeout_at_most(
+    rabbitmq_binary: str, figure: Callable[[object], None], confirm_timeout_s: int, bound_s: float
+) -> None:
+    """200 delays come due while a node is killed and starts again, once with RabbitMQ's own setting, once with that of
+    the page: all run. How late the last one is, after its worker is back, is the server's toss."""
+    config = {"dead_letter_worker_publisher_confirm_timeout": str(confirm_timeout_s * 1000)}
+    ran: dict[int, float] = {}
+    with RabbitmqServer(config=config, binary=rabbitmq_binary) as server:
+        broker = RabbitmqBroker(url=server.url())
+        reliq.install(broker, reliq.Delivery(send_timeout=20_000))
+        actor = dramatiq.actor(broker=broker, actor_name="work")(lambda key: ran.setdefault(key, time.time()))
+        due = {}
+        for key in range(200):
+            delay = 1_500 + key * 40
+            due[key] = time.time() + delay / 1000
+            actor.send_with_options(args=(key,), delay=delay)
+        server.restart()
+        worker = Worker(broker, worker_threads=4)
+        worker.start()
+        back_at = time.time()
+        try:
+            eventually(lambda: len(ran) == 200, bound_s, what="all to run")
+        finally:
+            worker.stop()
+            broker.close()
+    late = max(at - max(due[key], back_at) for key, at in ran.items())
+    figure(f"confirm timeout {confirm_timeout_s} s: sent 200 done {len(ran)}, the last {late:.1f} s late")
+    assert min(at - due[key] for key, at in ran.items()) >= 0
