@@ -247,9 +247,11 @@ LIMIT = 65_536
 def small_bodies(mortal_rabbit_stage: RabbitStage) -> Iterator[RabbitStage]:
     """A stage on a node that takes bodies of 64 KiB and no larger."""
     node = mortal_rabbit_stage.node
-    node.ctl("eval", f"application:set_env(rabbit, max_message_size, {LIMIT}).")
+    # RabbitMQ 3 looks at the one at each message, RabbitMQ 4 at the other.
+    limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+    node.ctl("eval", limit.format(LIMIT))
     yield mortal_rabbit_stage
-    node.ctl("eval", f"application:set_env(rabbit, max_message_size, {128 * 1024 * 1024}).")
+    node.ctl("eval", limit.format(16 * 1024 * 1024))
 
 
 def padded(actor: str, key: int, size: int, **options: Any) -> dramatiq.Message[Any]:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 PATIENCE_S = 5.0
 #: A reader may wait for a person between two messages, and answers no heartbeats meanwhile. Seconds.
 HEARTBEAT_S = 600.0
-
-
 #: How long the broker may take to say goodbye. Seconds.
 CLOSE_S = 3.0
+#: The most that AMQP can ask for at a time. A quorum queue that is asked for no number stops at 2,000.
+WINDOW = 65_535
 
 
 class Reading:
@@ -40,6 +40,8 @@ class Reading:
         self._parameters = prepared(parameters, "desk", HEARTBEAT_S)
         self._connection: Any = None
         self._channel: Any = None
+        #: How many of those that `arrivals` has asked for have not come.
+        self._left = 0
 
     def __repr__(self) -> str:
         return f"<Reading {self.queue_name!r}>"
@@ -59,12 +61,13 @@ class Reading:
 
     def close(self) -> None:
         """Give back what was not removed."""
-        connection, self._connection, self._channel = self._connection, None, None
+        connection = self._connection
         if connection is not None and connection.is_open:
             # A server that is frozen answers no goodbye; it gives all back when it finds the connection gone.
-            closing = threading.Thread(target=_close, args=(connection,), name="reliq-desk-close", daemon=True)
+            closing = threading.Thread(target=self._close, name="reliq-desk-close", daemon=True)
             closing.start()
             closing.join(CLOSE_S)
+        self._connection = self._channel = None
 
     @property
     def is_open(self) -> bool:
@@ -76,18 +79,19 @@ class Reading:
         somebody else reads or consumes it, `ConnectionClosed` when the broker is lost."""
         try:
             asked = self._channel.queue_declare(self.queue_name, passive=True).method
-            left = asked.message_count
-            if not left:
+            self._left = asked.message_count
+            if not self._left:
                 if asked.consumer_count:
                     # All that lies in it may be in the hands of somebody else.
                     raise self._taken()
                 return
-            for method, properties, body in self._channel.consume(
-                self.queue_name, exclusive=True, inactivity_timeout=PATIENCE_S
-            ):
+            # What comes later stays where it is.
+            self._channel.basic_qos(prefetch_count=self._left if self._left <= WINDOW else 0)
+            for method, properties, body in self._consumed(PATIENCE_S):
                 if method is None:
-                    self._ask_for(left)
+                    self._ask_for(self._left)
                     return
+                self._left -= 1
                 yield Arrival(
                     method.delivery_tag,
                     method.redelivered,
@@ -96,13 +100,17 @@ class Reading:
                     method.exchange,
                     method.routing_key,
                 )
-                left -= 1
-                if not left:
+                if not self._left:
                     return
         except PIKA_ERRORS as exc:
             if code_of(exc) == NOT_FOUND:
                 return
             raise self._error(exc) from exc
+
+    def _consumed(self, patience_s: float) -> Iterator[Any]:
+        """What comes; called again it goes on."""
+        coming: Iterator[Any] = self._channel.consume(self.queue_name, exclusive=True, inactivity_timeout=patience_s)
+        return coming
 
     def _ask_for(self, missing: int) -> None:
         """Nothing came for a while: fine if the rest was purged or has expired meanwhile."""
@@ -148,7 +156,11 @@ class Reading:
             NO_RIGHT,
         )
 
-
-def _close(connection: Any) -> None:
-    with contextlib.suppress(*PIKA_ERRORS):
-        connection.close()  # else it is gone, and the broker has taken back what was ours
+    def _close(self) -> None:
+        with contextlib.suppress(*PIKA_ERRORS):  # else it is gone, and the broker has taken back what was ours
+            # Taken to the end: pika would give back one by one what it holds, before what was handed out, and a quorum
+            # queue keeps them in the order in which they come back.
+            coming = self._consumed(CLOSE_S) if self._left else iter(())
+            while self._left and next(coming)[0] is not None:
+                self._left -= 1
+            self._connection.close()
