@@ -28,6 +28,8 @@ PATIENCE_S = 5.0
 HEARTBEAT_S = 600.0
 #: How long the broker may take to say goodbye. Seconds.
 CLOSE_S = 3.0
+#: How long a message that is asked for and not wanted any more may take to come. Seconds.
+STRAGGLER_S = 1.0
 #: The most that AMQP can ask for at a time. A quorum queue that is asked for no number stops at 2,000.
 WINDOW = 65_535
 
@@ -61,13 +63,15 @@ class Reading:
 
     def close(self) -> None:
         """Give back what was not removed."""
-        connection = self._connection
+        connection, channel, self._connection, self._channel = self._connection, self._channel, None, None
         if connection is not None and connection.is_open:
             # A server that is frozen answers no goodbye; it gives all back when it finds the connection gone.
-            closing = threading.Thread(target=self._close, name="reliq-desk-close", daemon=True)
+            coming = self._consumed(channel, STRAGGLER_S) if self._left else iter(())
+            closing = threading.Thread(
+                target=_close, args=(connection, coming, self._left), name="reliq-desk-close", daemon=True
+            )
             closing.start()
             closing.join(CLOSE_S)
-        self._connection = self._channel = None
 
     @property
     def is_open(self) -> bool:
@@ -87,9 +91,10 @@ class Reading:
                 return
             # What comes later stays where it is.
             self._channel.basic_qos(prefetch_count=self._left if self._left <= WINDOW else 0)
-            for method, properties, body in self._consumed(PATIENCE_S):
+            for method, properties, body in self._consumed(self._channel, PATIENCE_S):
                 if method is None:
-                    self._ask_for(self._left)
+                    missing, self._left = self._left, 0
+                    self._ask_for(missing)
                     return
                 self._left -= 1
                 yield Arrival(
@@ -107,9 +112,9 @@ class Reading:
                 return
             raise self._error(exc) from exc
 
-    def _consumed(self, patience_s: float) -> Iterator[Any]:
+    def _consumed(self, channel: Any, patience_s: float) -> Iterator[Any]:
         """What comes; called again it goes on."""
-        coming: Iterator[Any] = self._channel.consume(self.queue_name, exclusive=True, inactivity_timeout=patience_s)
+        coming: Iterator[Any] = channel.consume(self.queue_name, exclusive=True, inactivity_timeout=patience_s)
         return coming
 
     def _ask_for(self, missing: int) -> None:
@@ -156,11 +161,11 @@ class Reading:
             NO_RIGHT,
         )
 
-    def _close(self) -> None:
-        with contextlib.suppress(*PIKA_ERRORS):  # else it is gone, and the broker has taken back what was ours
-            # Taken to the end: pika would give back one by one what it holds, before what was handed out, and a quorum
-            # queue keeps them in the order in which they come back.
-            coming = self._consumed(CLOSE_S) if self._left else iter(())
-            while self._left and next(coming)[0] is not None:
-                self._left -= 1
-            self._connection.close()
+
+def _close(connection: Any, coming: Iterator[Any], left: int) -> None:
+    with contextlib.suppress(*PIKA_ERRORS):  # else it is gone, and the broker has taken back what was ours
+        # Taken to the end: pika would give back one by one what it holds, before what was handed out, and a quorum
+        # queue keeps them in the order in which they come back.
+        while left and next(coming)[0] is not None:
+            left -= 1
+        connection.close()
