@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pytest
 from dramatiq.errors import ConnectionClosed
 
 from reliq.testing import eventually
+from reliq.transport.rabbitmq.reading import Reading
 from reliq.transport.rabbitmq.topology import Ladder
 from reliq.transport.settling import outgoing
 from tests.faults.apps.s_quorum import stage_with_quorum_queues
@@ -120,6 +122,33 @@ def test_a_quorum_queue_with_a_delivery_limit_loses_what_is_read_often(
                 pass
     eventually(lambda: count_of(stage, "default.XQ") == 0, 10 * SLACK, what="the loss")
     figure(f"letters 3, looked at 21 times, left {count_of(stage, 'default.XQ')}")
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_reading_that_is_broken_off_changes_no_order(
+    rabbit_stage: RabbitStage, figure: Callable[[object], None], kind: str
+) -> None:
+    """2,500 messages, read by one who goes after the first, then by one who goes after 900, while further ones come:
+    all are there, in their order. (A quorum queue gives 2,000 to who asks for no number.)"""
+    stage = rabbit_stage
+    parameters = pika.URLParameters(stage.server.url(stage.vhost))
+    with connected(stage.server, stage.vhost) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.queue_declare("letters", durable=True, arguments={"x-queue-type": kind})
+        numbers = iter(range(2_502))
+        for number in islice(numbers, 2_500):
+            channel.basic_publish("", "letters", str(number).encode())
+        for look in (1, 900):
+            with Reading(parameters, "letters") as reading:
+                assert len(list(islice(reading.arrivals(), look))) == look
+                channel.basic_publish("", "letters", str(next(numbers)).encode())
+    eventually(lambda: count_of(stage, "letters") == 2_502, 10 * SLACK, what="all to be back")
+    with Reading(parameters, "letters") as reading:
+        found = [int(arrival.body) for arrival in reading.arrivals()]
+    misplaced = sum(number != place for place, number in enumerate(found))
+    figure(f"{kind}: messages 2502, readings broken off 2, found {len(found)}, misplaced {misplaced}")
+    assert found == list(range(2_502))
 
 
 def test_two_readers_at_once_are_told_and_a_killed_one_loses_nothing(

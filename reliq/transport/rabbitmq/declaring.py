@@ -84,9 +84,17 @@ class Declarations:
                 with self._explained(queue_name):
                     self._run(steps)
             self._queues.add(queue_name)
-            for kind in self._ladders:
+            ladder = self.ladder
+            if ladder.kind in self._ladders:
                 # It may have been deleted, its delays still on the ladder.
-                self._run([Ladder(kind).bind(queue_name)])
+                try:
+                    self._run([ladder.bind(queue_name)])
+                    self._on_ladder.add(queue_name)
+                except Refusal as exc:
+                    if exc.code != NOT_FOUND:
+                        raise
+                    # Not this queue's concern: the next delay declares the ladder again.
+                    self._ladders.discard(ladder.kind)
 
     @property
     def ladder(self) -> Ladder:
