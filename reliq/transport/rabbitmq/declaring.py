@@ -90,10 +90,8 @@ class Declarations:
                 try:
                     self._run([ladder.bind(queue_name)])
                     self._on_ladder.add(queue_name)
-                except Refusal as exc:
-                    if exc.code != NOT_FOUND:
-                        raise
-                    # Not this queue's concern: the next delay declares the ladder again.
+                except Refusal:
+                    # Not this queue's concern: the next delay declares the ladder again, or is told why not.
                     self._ladders.discard(ladder.kind)
 
     @property
