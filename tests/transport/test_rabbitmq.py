@@ -63,7 +63,12 @@ class TestRabbitQuorumContract(TestRabbitContract):
         actor.send_with_options(delay=60_000)
         stage.worker()
         stage.wait_for(0, 0, 1, 0)
-        found = {queue["name"]: queue["type"] for queue in maker.server.queues(maker.vhost(stage.broker))}
+
+        def declared() -> dict[str, str]:
+            return {queue["name"]: queue["type"] for queue in maker.server.queues(maker.vhost(stage.broker))}
+
+        eventually(lambda: "default.dead" in declared(), 20, what="the worker to declare what it needs")
+        found = declared()
         assert {name for name, kind in found.items() if kind == "classic"} == {"reliq.unrouted"}
         assert {"default", "default.dead", "reliq.delay.v1q.08", "reliq.unrouted.q"} <= found.keys()
 

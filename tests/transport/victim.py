@@ -32,8 +32,9 @@ def named(where: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def declare(broker: Broker, log: RunLog) -> Any:
-    """The actors of victim and survivor: `work(key, how)` ends as `how` says, and is called back."""
+def declare(broker: Broker, log: RunLog, slow_after: int | None = None) -> Any:
+    """The actors of victim and survivor: `work(key, how)` ends as `how` says, and is called back. Once `slow_after`
+    have ended it takes 0.3 s, so that a worker which stops then has something left to give back."""
     dramatiq.set_broker(broker)
 
     @dramatiq.actor(actor_name="told")
@@ -54,7 +55,8 @@ def declare(broker: Broker, log: RunLog) -> Any:
             raise ValueError("once")
         if how == "sends":
             sent.send(key + 2_000)
-        time.sleep(0.02)  # sleep-ok: the task works, so that others are prefetched meanwhile
+        slow = slow_after is not None and len(log.keys("end")) >= slow_after
+        time.sleep(0.3 if slow else 0.02)  # sleep-ok: the task works, so that others are prefetched meanwhile
         log.record("end", key)
 
     return work
@@ -81,7 +83,7 @@ def main() -> None:
     log = RunLog(about["log"])
     broker = named(about["connect"])(about["broker"])
     reliq.install(broker, reliq.Delivery(lease=LEASE_MS))
-    declare(broker, log)
+    declare(broker, log, about["stop_after"])
     named(about["arm"])(broker, striker(tuple(about["point"])))
     worker = Worker(broker, worker_timeout=50, worker_threads=2)
     worker.start()
