@@ -44,6 +44,8 @@ class Reading:
         self._channel: Any = None
         #: How many of those that `arrivals` has asked for have not come.
         self._left = 0
+        #: How many were behind the one that `take` took last.
+        self._behind = 0
 
     def __repr__(self) -> str:
         return f"<Reading {self.queue_name!r}>"
@@ -82,13 +84,19 @@ class Reading:
         """All that lie in the queue now, in its order; none where there is no such queue. Raises `Refusal` when
         somebody else reads or consumes it, `ConnectionClosed` when the broker is lost."""
         try:
-            asked = self._channel.queue_declare(self.queue_name, passive=True).method
-            self._left = asked.message_count
+            self._left = self._asked().message_count
             if not self._left:
-                if asked.consumer_count:
-                    # All that lies in it may be in the hands of somebody else.
-                    raise self._taken()
-                return
+                # A quorum queue's count lags behind (what a reader has just given back is not in it), a get does not.
+                first = self.take()
+                if first is None:
+                    if self._asked().consumer_count:
+                        # All that lies in it may be in the hands of somebody else.
+                        raise self._taken()
+                    return
+                self._left = self._behind
+                yield first
+                if not self._left:
+                    return
             # What comes later stays where it is.
             self._channel.basic_qos(prefetch_count=self._left if self._left <= WINDOW else 0)
             for method, properties, body in self._consumed(self._channel, PATIENCE_S):
@@ -112,6 +120,9 @@ class Reading:
                 return
             raise self._error(exc) from exc
 
+    def _asked(self) -> Any:
+        return self._channel.queue_declare(self.queue_name, passive=True).method
+
     def _consumed(self, channel: Any, patience_s: float) -> Iterator[Any]:
         """What comes; called again it goes on."""
         coming: Iterator[Any] = channel.consume(self.queue_name, exclusive=True, inactivity_timeout=patience_s)
@@ -119,7 +130,7 @@ class Reading:
 
     def _ask_for(self, missing: int) -> None:
         """Nothing came for a while: fine if the rest was purged or has expired meanwhile."""
-        if self._channel.queue_declare(self.queue_name, passive=True).method.message_count:
+        if self._asked().message_count:
             raise Failure(
                 f"queue {self.queue_name!r}: {missing} messages were not delivered within {PATIENCE_S:.0f} s; try again"
             )
@@ -134,6 +145,7 @@ class Reading:
             raise self._error(exc) from exc
         if method is None:
             return None
+        self._behind = method.message_count
         return Arrival(method.delivery_tag, method.redelivered, properties, body, method.exchange, method.routing_key)
 
     def remove(self, *tags: int) -> None:

@@ -208,8 +208,8 @@ class Interrupts:
         def work(number: int) -> None:
             if ended:
                 return  # handed back, and here again
-            running.wait(20)
             try:
+                running.wait(20)
                 deadline = time.monotonic() + 20
                 while time.monotonic() < deadline:
                     time.sleep(0.001)  # sleep-ok: an interrupt strikes between two of them
