@@ -91,8 +91,9 @@ class Declarations:
                     self._run([ladder.bind(queue_name)])
                     self._on_ladder.add(queue_name)
                 except Refusal:
-                    # Not this queue's concern: the next delay declares the ladder again, or is told why not.
+                    # Not this queue's concern: the next delay, of any, declares the ladder again or is told why not.
                     self._ladders.discard(ladder.kind)
+                    self._on_ladder.clear()
 
     @property
     def ladder(self) -> Ladder:
@@ -123,8 +124,9 @@ class Declarations:
             for start in range(0, len(steps), STEPS_AT_ONCE):
                 self._ours(steps[start : start + STEPS_AT_ONCE], what)
             self._ladders.add(ladder.kind)
-        self._ours([ladder.bind(queue_name)], f"the binding of {queue_name!r} to exchange {ladder.out!r}")
-        self._on_ladder.add(queue_name)
+        if queue_name not in self._on_ladder:
+            self._ours([ladder.bind(queue_name)], f"the binding of {queue_name!r} to exchange {ladder.out!r}")
+            self._on_ladder.add(queue_name)
         return ladder
 
     def dead(self, queue_name: str) -> str:
