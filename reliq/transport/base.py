@@ -7,6 +7,7 @@ command line (letters, depths). Features know this interface and never a client 
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +19,15 @@ from dramatiq.broker import Broker, Consumer, MessageProxy
 from dramatiq.encoder import Encoder
 from dramatiq.logging import get_logger
 from dramatiq.message import Message, get_encoder
+from dramatiq.worker import ConsumerThread
 
 from ..errors import NotSupported, OptionError
 from ..message.letter import DeadLetter
+from .pace import Pace
 from .settlement import Publish, Settlement, Store
 from .settling import captured_send, outgoing
 from .signals import Signals, ending_message
+from .work_queue import WorkQueue
 
 if TYPE_CHECKING:
     from dramatiq.worker import Worker
@@ -133,6 +137,8 @@ class Transport(ABC, Generic[B]):
         self.signals = Signals(broker)
         #: Those that run in this process.
         self.workers: list[Worker] = []
+        #: How much they take ahead; None while none runs.
+        self.pace: Pace | None = None
         #: True from the moment a worker begins to stop: nothing more is fetched, what cannot settle is let go.
         self.draining = False
         self._prepare: Callable[[Message[Any]], Message[Any]] | None = getattr(broker, "prepare", None)
@@ -243,9 +249,30 @@ class Transport(ABC, Generic[B]):
         when the delivery was no longer ours and nothing was written.
         Raises `ConnectionClosed` when the broker cannot be reached."""
 
+    @property
+    def is_paced(self) -> bool:
+        """Whether the pace of the tasks decides how much the calling consumer holds. Not for who consumes by hand, and
+        not where actors differ in priority: that acts among what is held, so Dramatiq's number holds there."""
+        if self.pace is None or not isinstance(threading.current_thread(), ConsumerThread):
+            return False
+        return len({actor.priority for actor in self.broker.actors.values()}) < 2
+
     def deliveries(self, message: MessageProxy) -> int | None:
         """How often this message was delivered (1 = the first time); None where the broker cannot tell."""
         return None
+
+    def add_worker(self, worker: Worker) -> None:
+        """A worker boots in this process, and has no threads yet."""
+        worker.work_queue = WorkQueue()  # type: ignore[assignment]
+        self._count_workers([*self.workers, worker])
+
+    def remove_worker(self, worker: Worker) -> None:
+        """A worker has stopped."""
+        self._count_workers([other for other in self.workers if other is not worker])
+
+    def _count_workers(self, workers: list[Worker]) -> None:
+        self.workers = workers
+        self.pace = self.signals.pace = Pace(sum(each.worker_threads for each in workers)) if workers else None
 
     def start(self, worker: Worker) -> None:
         """A worker boots: start what runs beside it."""

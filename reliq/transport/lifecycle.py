@@ -36,7 +36,7 @@ class Lifecycle(Middleware):
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Before any consumer starts."""
         self._on_boot()
-        self._transport.workers.append(worker)
+        self._transport.add_worker(worker)
         self._transport.start(worker)
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
@@ -50,4 +50,4 @@ class Lifecycle(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
         """After consumers have closed."""
         self._transport.stop(worker)
-        self._transport.workers = [other for other in self._transport.workers if other is not worker]
+        self._transport.remove_worker(worker)

@@ -33,6 +33,7 @@ from dramatiq.middleware import (
 )
 
 from .delivered import Delivered
+from .pace import Pace
 
 if TYPE_CHECKING:
     from dramatiq.broker import Broker
@@ -72,6 +73,8 @@ class Signals:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._logger = get_logger(__name__, type(self))
+        #: Told how long runs take.
+        self.pace: Pace | None = None
         self._known: list[Middleware] = []
         self._before: dict[str, list[Hook]] = {}
         self._after: dict[str, list[Hook]] = {}
@@ -113,14 +116,16 @@ class Signals:
             finish(hook, self._broker, message)
         if not message.disarmed:
             message.disarmed = True
-            if self._is_over_its_limit(message):
+            if message.started_mono is None:
+                return
+            ran_s = time.monotonic() - message.started_mono
+            if self.pace is not None:
+                self.pace.ran(ran_s)
+            if self._is_over_its_limit(message, ran_s * 1000):
                 # The limit may have fired a moment ago and be about to raise: let it strike here, where it is caught.
                 finish(time.sleep, IN_FLIGHT_S)
 
-    def _is_over_its_limit(self, message: Delivered) -> bool:
-        if message.started_mono is None:
-            return False
-        ran_ms = (time.monotonic() - message.started_mono) * 1000
+    def _is_over_its_limit(self, message: Delivered, ran_ms: float) -> bool:
         actor = self._broker.actors.get(message.actor_name)
         for middleware in self._known:
             if isinstance(middleware, TimeLimit):

@@ -8,10 +8,10 @@ Not here: whether to retry (middleware/), how long to wait (policy/).
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dramatiq.broker import MessageProxy
@@ -20,11 +20,12 @@ from dramatiq.errors import ConnectionClosed
 
 from ..consumer import SettlingConsumer
 from ..delivered import Delivered, Unreadable, eta_of
+from ..room import Room
 
 if TYPE_CHECKING:
     from .transport import RedisTransport
 
-#: How long a consumer with some room waits for more of it before it fetches: one round trip serves several messages.
+#: How long a consumer with some places waits for more before it fetches: one round trip serves several messages.
 ROOM_PATIENCE_S = 0.002
 #: The most that one script fetches; Lua passes lists on its stack.
 MOST_PER_FETCH = 500
@@ -35,21 +36,25 @@ class RedisConsumer(SettlingConsumer):
 
     transport: RedisTransport
 
-    def __init__(self, transport: RedisTransport, queue_name: str, prefetch: int, timeout: int) -> None:
+    def __init__(self, transport: RedisTransport, queue_name: str, most: int | None, timeout: int) -> None:
         super().__init__(transport, queue_name)
-        self.prefetch = prefetch
+        #: The most that is held of this queue; None leaves it to the pace of the process.
+        self._most = most
+        #: Whether its messages take the places that all queues of the process share.
+        self.shares_room = transport.is_paced
         self._idle_s = min(max(timeout, 1), 1_000) / 1000
         #: Fetched, not yet handed to Dramatiq.
         self._cache: deque[tuple[str, bytes]] = deque()
-        #: Invariant: fetched and not yet over; never more than `prefetch` but for what a lost reply had hidden.
-        self._window: set[str] = set()
-        self._room = threading.Condition()
+        #: Of this queue. Invariant: never more than `most` but for what a lost reply had hidden.
+        self._room = Room()
+        #: Whether the last fetch found nothing: then a message is waited for first.
+        self._is_empty = False
         self._server_ms = 0
         self._failures = 0
         self._reclaim_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.queue_name!r} window={len(self._window)} cache={len(self._cache)}>"
+        return f"<{type(self).__name__} {self.queue_name!r} held={len(self._room)} cache={len(self._cache)}>"
 
     # -- fetching ----------------------------------------------------------------------------------------------
 
@@ -87,34 +92,41 @@ class RedisConsumer(SettlingConsumer):
         return True
 
     def _fetch_or_wait(self) -> None:
-        room = self._wait_for_room()
         if self._failures or time.monotonic() >= self._reclaim_at:
             self._reclaim()
-        if room > 0 and not self._cache and not self._fetch(room):
-            self.transport.wait_for_message(self.queue_name, self._idle_s)
-            if not self.transport.draining:
-                self._fetch(room)
+        if self._cache:
+            return
+        if self._is_empty and not self.transport.wait_for_message(self.queue_name, self._idle_s):
+            return
+        with self._places() as places:
+            if places > 0 and not self.transport.draining:
+                self._fetch(min(places, MOST_PER_FETCH))
 
-    def _wait_for_room(self) -> int:
-        """How many may be fetched: waits a moment for half a window, and for at least one place up to the idle time."""
-        with self._room:
-            room = self.prefetch - len(self._window)
-            if room <= 0:
-                self._room.wait(self._idle_s)
-                room = self.prefetch - len(self._window)
-            if 0 < room < self.prefetch // 2:
-                self._room.wait_for(lambda: self.prefetch - len(self._window) >= self.prefetch // 2, ROOM_PATIENCE_S)
-                room = self.prefetch - len(self._window)
-            return min(room, MOST_PER_FETCH)
+    @contextmanager
+    def _places(self) -> Iterator[int]:
+        """How many may be fetched now; waits up to the idle time for there to be some, and a moment for several."""
+        places = self._own_places()
+        if places <= 0 or not self.shares_room:
+            yield places
+            return
+        with self.transport.shared_places(self._idle_s) as shared:
+            yield min(places, shared)
 
-    def _fetch(self, room: int) -> int:
+    def _own_places(self) -> int:
+        if self._most is None:
+            return MOST_PER_FETCH
+        if self._room.wait(self._most - 1, self._idle_s):
+            self._room.wait(self._most // 2, ROOM_PATIENCE_S)
+        return self._most - len(self._room)
+
+    def _fetch(self, places: int) -> None:
         with self.transport.held(self.queue_name) as held:
             reply = self.transport.scripts.run(
                 "fetch",
-                [self.transport.broker_id, self.queue_name, room, self.transport.settings.lease_ms],
+                [self.transport.broker_id, self.queue_name, places, self.transport.settings.lease_ms],
                 f"fetching from queue {self.queue_name!r}",
             )
-            return self._take(reply, held)
+            self._is_empty = not self._take(reply, held)
 
     def _reclaim(self) -> None:
         """Find what an earlier fetch took without its reply arriving. After a failure, and once per lease in case
@@ -140,8 +152,9 @@ class RedisConsumer(SettlingConsumer):
         for raw_id, body in zip(ids, bodies):
             token = raw_id.decode("utf-8", "surrogateescape")
             held.add(token)
-            with self._room:
-                self._window.add(token)
+            self._room.take(token)
+            if self.shares_room:
+                self.transport.room.take(token)
             self._cache.append((token, body))
         return len(ids)
 
@@ -162,10 +175,10 @@ class RedisConsumer(SettlingConsumer):
         self.transport.flusher.add(self.queue_name, message.token)
 
     def release(self, token: str) -> None:
-        """Free the place of a delivery in the prefetch window."""
-        with self._room:
-            self._window.discard(token)
-            self._room.notify()
+        """Free the place of a delivery."""
+        self._room.leave(token)
+        if self.shares_room:
+            self.transport.room.leave(token)
 
     def put_off(self, token: str, body: bytes, eta_ms: float) -> bool:
         """A foreign producer's delayed message on a plain queue: into our delays, on the server's clock, on which
@@ -210,8 +223,9 @@ class RedisDelayConsumer(RedisConsumer):
     """A consumer of a stock delay queue (`q.DQ`): moves what plain Dramatiq's producers and workers put there into
     our delays. It hands nothing to Dramatiq, whose delays live in a worker's memory."""
 
-    def __init__(self, transport: RedisTransport, queue_name: str, prefetch: int, timeout: int) -> None:
-        super().__init__(transport, queue_name, min(prefetch, MOST_PER_FETCH), timeout)
+    def __init__(self, transport: RedisTransport, queue_name: str, most: int | None, timeout: int) -> None:
+        super().__init__(transport, queue_name, min(most or MOST_PER_FETCH, MOST_PER_FETCH), timeout)
+        self.shares_room = False
 
     def _from_cache(self) -> Delivered | None:
         moves: list[tuple[str, float]] = []
@@ -234,10 +248,7 @@ class RedisDelayConsumer(RedisConsumer):
         return None
 
 
-def consumer_for(transport: RedisTransport, queue_name: str, prefetch: int, timeout: int) -> RedisConsumer:
+def consumer_for(transport: RedisTransport, queue_name: str, most: int | None, timeout: int) -> RedisConsumer:
     """The consumer that a queue of this name needs."""
     kind = RedisConsumer if q_name(queue_name) == queue_name else RedisDelayConsumer
-    return kind(transport, queue_name, prefetch, timeout)
-
-
-__all__ = ["RedisConsumer", "RedisDelayConsumer", "consumer_for"]
+    return kind(transport, queue_name, most, timeout)

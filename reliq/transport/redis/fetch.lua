@@ -9,17 +9,11 @@ local ns = KEYS[1]
 local queue = ns .. ":" .. ARGV[2]
 local now = redis.call("time")
 now = now[1] * 1000 + math.floor(now[2] / 1000)
-local ids = {}
-for i = 1, tonumber(ARGV[3]) do
-    local id = redis.call("lpop", queue)
-    if not id then
-        break
-    end
-    ids[i] = id
-end
+local ids = redis.call("lrange", queue, 0, ARGV[3] - 1)
 if #ids == 0 then
     return {now, {}, {}}
 end
+redis.call("ltrim", queue, #ids, -1)
 local acks = ns .. ":__acks__." .. ARGV[1] .. "." .. ARGV[2]
 if redis.call("pexpire", ns .. ":reliq:worker:" .. ARGV[1], ARGV[4]) == 0 then
     redis.call("set", ns .. ":reliq:worker:" .. ARGV[1], ARGV[2], "px", ARGV[4])

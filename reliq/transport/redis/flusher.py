@@ -68,13 +68,11 @@ class Flusher:
         """Send what is owed. Raises `ConnectionClosed`, keeping what was not taken."""
         with self._flushing:
             while self._owed:
-                queue_name = self._owed[0][0]
-                batch: list[str] = []
-                for name, token in islice(self._owed, MOST_PER_BATCH):
-                    if name != queue_name:
-                        break
-                    batch.append(token)
-                self._transport.ack_ids(queue_name, batch)
+                batch = list(islice(self._owed, MOST_PER_BATCH))
+                tokens: dict[str, list[str]] = {}
+                for queue_name, token in batch:
+                    tokens.setdefault(queue_name, []).append(token)
+                self._transport.ack_ids(tokens)
                 for _ in batch:
                     self._owed.popleft()
 

@@ -21,14 +21,16 @@ from dramatiq.common import dq_name
 from dramatiq.errors import ConnectionClosed, QueueJoinTimeout
 from dramatiq.logging import get_logger
 from dramatiq.message import Message
+from dramatiq.worker import QUEUE_PREFETCH
 
 from ...message.letter import DeadLetter
 from ..base import Depth, Finding, Transport
 from ..gate import AwayGate
+from ..room import Room
 from ..settlement import Publish, Settlement
 from .barriers import count_once
 from .clock import ServerClock, wall_ms
-from .consumer import consumer_for
+from .consumer import MOST_PER_FETCH, consumer_for
 from .desk import RedisDesk
 from .errors import REDIS_ERRORS, closed, is_answer, is_full, is_unknown_command, may_have_arrived
 from .flusher import Flusher
@@ -62,6 +64,9 @@ class RedisTransport(Transport[RedisBroker]):
         self._fetching: dict[str, threading.Lock] = {}
         self._keepers: dict[Worker, Keeper] = {}
         self._polls = False
+        self._turn = threading.Lock()
+        #: Taken by all that this process holds of plain queues.
+        self.room = Room()
         #: Set once the server knows that this worker lives; nothing is fetched before.
         self.alive = threading.Event()
         #: Set while no worker runs, so that a consumer that waits is not waited for.
@@ -197,7 +202,24 @@ class RedisTransport(Transport[RedisBroker]):
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Consumer:
         """A consumer of our own."""
-        return consumer_for(self, queue_name, prefetch, timeout)
+        most = prefetch if QUEUE_PREFETCH or not self.is_paced else None
+        return consumer_for(self, queue_name, most, timeout)
+
+    @contextmanager
+    def shared_places(self, timeout_s: float) -> Iterator[int]:
+        """How many messages this process may still take, waited for up to `timeout_s`; one queue takes at a time, so
+        that many queues fetch as many at once as one does."""
+        pace = self.pace
+        if pace is None:
+            yield MOST_PER_FETCH
+        elif not self._turn.acquire(timeout=timeout_s):
+            yield 0
+        else:
+            try:
+                self.room.wait(pace.refill_at, timeout_s)
+                yield pace.window - len(self.room)
+            finally:
+                self._turn.release()
 
     @contextmanager
     def held(self, queue_name: str) -> Iterator[set[str]]:
@@ -214,26 +236,30 @@ class RedisTransport(Transport[RedisBroker]):
         if held is not None:
             held.difference_update(tokens)
 
-    def wait_for_message(self, queue_name: str, timeout_s: float) -> None:
-        """Wait until a queue has a message, taking nothing: its head is moved to its head."""
+    def wait_for_message(self, queue_name: str, timeout_s: float) -> bool:
+        """Wait until a queue has a message, taking nothing: its head is moved to its head. False: none has come."""
         key = f"{self.namespace}:{queue_name}"
         if not self._polls:
             if self._waiter is None:
                 self._waiter = private_client(self.broker.client, timeout_s=timeout_s + 2.0)
             try:
-                self._waiter.blmove(key, key, timeout_s, "LEFT", "LEFT")
-                return
+                return self._waiter.blmove(key, key, timeout_s, "LEFT", "LEFT") is not None
             except REDIS_ERRORS as exc:
                 if not is_answer(exc):
                     raise closed(exc, f"waiting on queue {queue_name!r}") from exc
                 # A full server refuses it though it stores nothing, and somebody may have unblocked it.
                 self._polls = is_unknown_command(exc)  # before 6.2
         self.stopped.wait(min(0.02, timeout_s))
+        return True
 
-    def ack_ids(self, queue_name: str, tokens: list[str]) -> None:
-        """Remove messages that are done."""
-        self.scripts.run("ack", [self.broker_id, queue_name, *tokens], f"acking on queue {queue_name!r}")
-        self.forget(queue_name, tokens)
+    def ack_ids(self, tokens: dict[str, list[str]]) -> None:
+        """Remove messages that are done, by queue."""
+        arguments: list[Any] = [self.broker_id]
+        for queue_name, several in tokens.items():
+            arguments += [queue_name, len(several), *several]
+        self.scripts.run("ack", arguments, f"acking on queue {', '.join(map(repr, tokens))}")
+        for queue_name, several in tokens.items():
+            self.forget(queue_name, several)
 
     def requeue_ids(self, queue_name: str, tokens: list[str]) -> None:
         """Give messages back to the head of their queue."""
@@ -301,6 +327,7 @@ class RedisTransport(Transport[RedisBroker]):
             self._logger.warning("Others will find this worker dead when its lease runs out: %s", exc)
             return
         self._held.clear()
+        self.room = Room()
         if returned:
             self._logger.info("%d messages that were not done are back in their queues.", returned)
 
