@@ -117,6 +117,7 @@ class SettlingConsumer(Consumer):
         name = settings.aliases.get(delivered.actor_name)
         if name is not None and name in self.transport.broker.actors:
             object.__setattr__(delivered.message, "actor_name", name)
+            delivered.actor_name = name
             return delivered
         record, now = delivered.record, self.transport.now_ms()
         if record.unknown_since is None and not record.is_newer:

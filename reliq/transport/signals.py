@@ -76,6 +76,7 @@ class Signals:
         #: Told how long runs take.
         self.pace: Pace | None = None
         self._known: list[Middleware] = []
+        self._limiting: list[TimeLimit] = []
         self._before: dict[str, list[Hook]] = {}
         self._after: dict[str, list[Hook]] = {}
 
@@ -126,13 +127,12 @@ class Signals:
                 finish(time.sleep, IN_FLIGHT_S)
 
     def _is_over_its_limit(self, message: Delivered, ran_ms: float) -> bool:
-        actor = self._broker.actors.get(message.actor_name)
-        for middleware in self._known:
-            if isinstance(middleware, TimeLimit):
-                limit = message.options.get("time_limit") or (actor and actor.options.get("time_limit"))
-                limit = limit or middleware.time_limit
-                if isinstance(limit, (int, float)) and ran_ms >= limit:
-                    return True
+        for middleware in self._limiting:
+            actor = self._broker.actors.get(message.actor_name)
+            limit = message.options.get("time_limit") or (actor and actor.options.get("time_limit"))
+            limit = limit or middleware.time_limit
+            if isinstance(limit, (int, float)) and ran_ms >= limit:
+                return True
         return False
 
     def _end_run(
@@ -146,42 +146,50 @@ class Signals:
         _ending.message = message
         # Struck by an interrupt between two hooks, this is called again and goes on with those that are left.
         while left:
-            self._run_hook(left[0], signal, message, kwargs)
+            mark = len(captured)
+            try:
+                left[0](self._broker, message, **kwargs)
+            except BaseException as exc:
+                self._hook_raised(exc, left[0], mark, signal, message, kwargs)
             del left[0]
 
-    def _run_hook(self, hook: Hook, signal: str, message: Delivered, kwargs: dict[str, Any]) -> None:
+    def _hook_raised(
+        self, exc: BaseException, hook: Hook, mark: int, signal: str, message: Delivered, kwargs: dict[str, Any]
+    ) -> None:
+        """A hook at the end of a run has raised. `mark` is how many sends were captured before it."""
         captured = message.captured
         assert captured is not None
-        mark = len(captured)
-        for _ in range(_MOST_INTERRUPTS):
+        for _ in range(_MOST_INTERRUPTS - 1):
+            if not isinstance(exc, Interrupt):
+                break
+            # It begins again, so what it had sent before it was hit is taken back.
+            del captured[mark:]
+            self._logger.warning(
+                "%s arrived after message %r had ended; it changes nothing.", type(exc).__name__, message.message_id
+            )
             try:
                 hook(self._broker, message, **kwargs)
                 return
-            except Interrupt as late:
-                # It begins again, so what it had sent before it was hit is taken back.
-                del captured[mark:]
-                self._logger.warning(
-                    "%s arrived after message %r had ended; it changes nothing.",
-                    type(late).__name__,
-                    message.message_id,
-                )
-            except BaseException as exc:
-                # Even SystemExit: stock would end the thread here and ack the message, which loses it.
-                self._log(hook, "after_" + signal)
-                owner = getattr(hook, "__self__", None)
-                if isinstance(exc, BrokerConnectionError) and isinstance(owner, GroupCallbacks):
-                    # Uncounted, its group would never complete: the settle waits until it is counted.
-                    del captured[mark:]
-                    message.unfinished = (*message.unfinished, partial(hook, self._broker, message, **kwargs))
-                if isinstance(owner, Retries) and message.verdict is None and kwargs.get("exception") is not None:
-                    # Nobody has decided over a run that failed: it must not pass for a success.
-                    message.fail()
-                return
+            except BaseException as another:
+                exc = another
+        if isinstance(exc, Interrupt):
+            del captured[mark:]
+        # Even SystemExit: stock would end the thread here and ack the message, which loses it.
+        self._log(hook, "after_" + signal, exc)
+        owner = getattr(hook, "__self__", None)
+        if isinstance(exc, BrokerConnectionError) and isinstance(owner, GroupCallbacks):
+            # Uncounted, its group would never complete: the settle waits until it is counted.
+            del captured[mark:]
+            message.unfinished = (*message.unfinished, partial(hook, self._broker, message, **kwargs))
+        if isinstance(owner, Retries) and message.verdict is None and kwargs.get("exception") is not None:
+            # Nobody has decided over a run that failed: it must not pass for a success.
+            message.fail()
 
     def _hooks(self, table: dict[str, list[Hook]], prefix: str, signal: str) -> list[Hook]:
         # Comparing the lists compares identities: some 0.1 us, and no cleverness can make it stale.
         if self._known != self._broker.middleware:
             self._known = list(self._broker.middleware)
+            self._limiting = [middleware for middleware in self._known if isinstance(middleware, TimeLimit)]
             self._before.clear()
             self._after.clear()
             for middleware in self._known:
@@ -205,9 +213,9 @@ class Signals:
             if _overrides(middleware, name) and not (ends_run and isinstance(middleware, _INTERRUPTERS))
         ]
 
-    def _log(self, hook: Hook, name: str) -> None:
+    def _log(self, hook: Hook, name: str, exc: BaseException | None = None) -> None:
         owner = getattr(hook, "__self__", hook)
-        self._logger.critical("Unexpected failure in %s of %r.", name, owner, exc_info=True)
+        self._logger.critical("Unexpected failure in %s of %r.", name, owner, exc_info=exc or True)
 
 
 _INTERRUPTERS = (TimeLimit, ShutdownNotifications)

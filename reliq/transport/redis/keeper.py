@@ -1,5 +1,5 @@
 """The thread beside a worker that keeps time: it says that the worker lives, promotes delays, returns what dead
-workers held, and deletes letters beyond their retention.
+workers held, spares what waits behind slow tasks, and deletes letters beyond their retention.
 
 One per worker process. Each duty is one script; `tick` does those that are due, so that tests need no waiting.
 """
@@ -16,6 +16,7 @@ from dramatiq.logging import get_logger
 
 from ...message.letter import worker_identity
 from .clock import wall_ms
+from .spare import Spare
 
 if TYPE_CHECKING:
     from dramatiq.worker import Worker
@@ -42,6 +43,7 @@ class Keeper:
         #: Server time, ms: until then the lease of a worker that beat when this one did cannot have run out.
         self._reap_until_ms = 0
         self._complained_at = -60.0
+        self._spare = Spare(transport)
         self._thread = threading.Thread(target=self._run, name="reliq-keeper", daemon=True)
         self._about = json.dumps({**worker_identity(transport.settings.version), "since": int(time.time() * 1000)})
 
@@ -87,6 +89,7 @@ class Keeper:
             self._beat_at = mono + settings.beat_every_ms / 1000
         if not queues:
             return PROMOTE_EVERY_S
+        self._spare.look(mono)
         if mono >= self._reap_at:
             self.reap(queues)
             self._reap_at = mono + settings.lease_ms / 5000

@@ -20,6 +20,7 @@ NAMES = (
     "expire",
     "fetch",
     "letters",
+    "others",
     "promote",
     "publish",
     "reap",

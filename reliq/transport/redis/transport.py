@@ -266,6 +266,11 @@ class RedisTransport(Transport[RedisBroker]):
         self.scripts.run("requeue", [self.broker_id, queue_name, *tokens], f"returning to queue {queue_name!r}")
         self.forget(queue_name, tokens)
 
+    def others_serve(self, queue_name: str, stock_alive_ms: int) -> bool:
+        """Whether another live worker could take messages of a queue."""
+        arguments = [self.broker_id, queue_name, stock_alive_ms]
+        return bool(self.scripts.run("others", arguments, f"looking for other workers of queue {queue_name!r}"))
+
     def relocate(self, queue_name: str, moves: list[tuple[str, float]]) -> None:
         """Move fetched messages that are not due into our delays."""
         plain = queue_name.removesuffix(".DQ")
