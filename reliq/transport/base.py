@@ -27,6 +27,7 @@ from .pace import Pace
 from .settlement import Publish, Settlement, Store
 from .settling import captured_send, outgoing
 from .signals import Signals, ending_message
+from .spare import Spare
 from .work_queue import WorkQueue
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Transport(ABC, Generic[B]):
         self.workers: list[Worker] = []
         #: How much they take ahead; None while none runs.
         self.pace: Pace | None = None
+        self.spare = Spare(self)
         #: True from the moment a worker begins to stop: nothing more is fetched, what cannot settle is let go.
         self.draining = False
         self._prepare: Callable[[Message[Any]], Message[Any]] | None = getattr(broker, "prepare", None)
@@ -256,6 +258,10 @@ class Transport(ABC, Generic[B]):
         if self.pace is None or not isinstance(threading.current_thread(), ConsumerThread):
             return False
         return len({actor.priority for actor in self.broker.actors.values()}) < 2
+
+    def others_serve(self, queue_name: str) -> bool:
+        """Whether another live worker could take messages of a queue."""
+        return False
 
     def deliveries(self, message: MessageProxy) -> int | None:
         """How often this message was delivered (1 = the first time); None where the broker cannot tell."""

@@ -77,6 +77,10 @@ class SettlingConsumer(Consumer):
     def put_off(self, token: str, body: bytes, eta_ms: float) -> bool:
         """A message that is not due: see to it that it waits in the broker. False: it is due after all."""
 
+    def can_spare(self, message: Delivered) -> bool:
+        """Whether giving a message back that was not run does it no harm."""
+        return True
+
     # -- opening -----------------------------------------------------------------------------------------------
 
     def open(self, token: str, body: bytes) -> Delivered | None:

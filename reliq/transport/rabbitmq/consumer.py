@@ -35,6 +35,10 @@ LONGEST_PAUSE_S = 1.0
 ANSWER_S = 5.0
 #: How often a message that waits for its twin's end is looked at again. Seconds.
 LOOK_AGAIN_S = 0.1
+#: How often a consumer looks whether it should have more or fewer at a time. Seconds.
+ADAPT_EVERY_S = 0.05
+#: A quorum queue counts how often it has given a message out, and may have a limit (20 by default from 4.0 on).
+MOST_SPARED = 3
 #: The most that is taken from a stock delay queue at a time: it is moved on at once, never kept.
 MOST_DELAYED = 500
 
@@ -56,9 +60,11 @@ class RabbitConsumer(SettlingConsumer):
     transport: RabbitTransport
     delivered_class = RabbitDelivered
 
-    def __init__(self, transport: RabbitTransport, queue_name: str, prefetch: int, timeout: int) -> None:
+    def __init__(self, transport: RabbitTransport, queue_name: str, most: int | None, timeout: int) -> None:
         super().__init__(transport, queue_name)
-        self.prefetch = prefetch
+        #: The most that is held of this queue; None leaves it to the pace of the process.
+        self._most = most
+        self._adapt_at = 0.0
         self._idle_s = min(max(timeout, 1), 1_000) / 1000
         self._failures = 0
         self._closed = False
@@ -86,8 +92,25 @@ class RabbitConsumer(SettlingConsumer):
             message = self._from_beside()
             if message is not None:
                 return message
-        arrival = subscription.take(min(self._idle_s, LOOK_AGAIN_S) if self._beside else self._idle_s)
+        if self._most is None:
+            self._adapt(subscription)
+        hurried = self._beside or (self._most is None and self.transport.spare.waiting)
+        arrival = subscription.take(min(self._idle_s, LOOK_AGAIN_S) if hurried else self._idle_s)
         return self._handed_out(subscription, arrival) if arrival is not None else None
+
+    def _adapt(self, subscription: Subscription) -> None:
+        """Have as many at a time as the pace of the tasks allows, shared with the other queues that are busy."""
+        now = time.monotonic()
+        if now < self._adapt_at:
+            return
+        self._adapt_at = now + ADAPT_EVERY_S
+        wanted, has = self.transport.places_of(subscription), subscription.prefetch
+        if wanted >= 2 * has or wanted <= 3 * has // 4:
+            subscription.limit(wanted)
+        try:
+            self.transport.spare.look(now)
+        except BrokerConnectionError as exc:
+            self.logger.debug("Queue %r: what waits here stays: %s", self.queue_name, exc)
 
     def _from_beside(self) -> MessageProxy | None:
         """The first of those that wait for their twins which need not wait any more, and is to run."""
@@ -157,7 +180,8 @@ class RabbitConsumer(SettlingConsumer):
     def _opened_anew(self, before: Subscription | None) -> Subscription:
         # Declared each time: a queue that was deleted is there again, and bound to the ladder.
         self.transport.declare_for_worker(q_name(self.queue_name), anew=before is not None or self._failures > 0)
-        subscription = self.transport.subscribe(self.queue_name, self.prefetch)
+        most = self._most if self._most is not None else self.transport.places_of(None)
+        subscription = self.transport.subscribe(self.queue_name, most)
         if not subscription.decided.wait(ANSWER_S):
             self.transport.intake.forget(subscription)
             raise ConnectionClosed(f"no answer from RabbitMQ within {ANSWER_S:.0f} s")
@@ -220,6 +244,13 @@ class RabbitConsumer(SettlingConsumer):
             return  # no run has seen it
         super()._report(settlement, ours)
 
+    def can_spare(self, message: Delivered) -> bool:
+        """Whether the queue does not count deliveries, or has counted few."""
+        subscription, tag = self.transport.intake.delivery(message.token)
+        arrival = subscription.outstanding.get(tag) if subscription is not None else None
+        counted = (arrival.properties.headers or {}).get("x-delivery-count", 0) if arrival is not None else 0
+        return isinstance(counted, int) and counted < MOST_SPARED
+
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
@@ -246,8 +277,8 @@ class RabbitDelayConsumer(RabbitConsumer):
     """A consumer of a stock delay queue (`q.DQ`): moves what plain Dramatiq's producers and workers put there onto the
     ladder. It hands nothing to Dramatiq, whose delays lie unacked in a worker's memory."""
 
-    def __init__(self, transport: RabbitTransport, queue_name: str, prefetch: int, timeout: int) -> None:
-        super().__init__(transport, queue_name, min(prefetch, MOST_DELAYED), timeout)
+    def __init__(self, transport: RabbitTransport, queue_name: str, most: int | None, timeout: int) -> None:
+        super().__init__(transport, queue_name, min(most or MOST_DELAYED, MOST_DELAYED), timeout)
 
     def __next__(self) -> MessageProxy | None:
         if self._waiting:
@@ -279,7 +310,7 @@ class RabbitDelayConsumer(RabbitConsumer):
         return None
 
 
-def consumer_for(transport: Any, queue_name: str, prefetch: int, timeout: int) -> RabbitConsumer:
+def consumer_for(transport: Any, queue_name: str, most: int | None, timeout: int) -> RabbitConsumer:
     """The consumer that a queue of this name needs."""
     kind = RabbitConsumer if q_name(queue_name) == queue_name else RabbitDelayConsumer
-    return kind(transport, queue_name, prefetch, timeout)
+    return kind(transport, queue_name, most, timeout)

@@ -172,6 +172,11 @@ class RabbitDesk:
         """Whether it stands, or its dead letters do."""
         return any(it is not None for it in self._look_at(queue_name, dead_name(queue_name), xq_name(queue_name)))
 
+    def consumers(self, queue_name: str) -> int:
+        """How many consume a queue, on whatever connection."""
+        (itself,) = self._look_at(queue_name)
+        return int(itself.consumer_count) if itself is not None else 0
+
     def depth(self, queue_name: str) -> Depth:
         """Ready and dead as the broker counts them, and of what is unacked as much as can be known: all of it if this
         process is the only one that consumes, or by the management API."""

@@ -132,6 +132,10 @@ class Intake:
         here = list(self._subscriptions.values())
         return [each for each in here if each.alive and each.queue_name == queue_name]
 
+    def busy(self, subscription: Subscription | None) -> int:
+        """How many have messages here; the given one counts as one that has."""
+        return sum(bool(each.outstanding) or each is subscription for each in list(self._subscriptions.values()))
+
     def holding(self, queue_name: str) -> tuple[int, int]:
         """How many have come to this process and wait, and how many its worker has."""
         here = self.of(queue_name)

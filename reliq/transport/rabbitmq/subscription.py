@@ -42,7 +42,7 @@ class Subscription:
         self.epoch = next(_epochs)
         self._link = link
         self.queue_name = queue_name
-        self._prefetch = prefetch
+        self.prefetch = prefetch
         self._window_s = window_s
         self._channel: Any = None
         self._consumer_tag = ""
@@ -110,12 +110,17 @@ class Subscription:
         self._owed.append(tag)
         if self.ended is not None:
             return False
-        if len(self._owed) == max(1, self._prefetch // 2):
+        if len(self._owed) == max(1, self.prefetch // 2):
             # Half of what the broker lets us have is done: it need not wait for the window.
             self._link.call(self._flush)
         elif not self._scheduled:
             self._link.call(self._schedule)
         return True
+
+    def limit(self, prefetch: int) -> None:
+        """Have the broker give us at most so many at a time, from now on."""
+        self.prefetch = prefetch
+        self._link.call(self._limit)
 
     def drop_waiting(self, timeout_s: float) -> int:
         """Ack what was not taken; returns how many. Waits until the broker has it."""
@@ -156,7 +161,7 @@ class Subscription:
             step()
             if self.ended is None and self._channel is not None and self._channel.is_open:
                 # An answer to this is an answer to all that went before it on the channel.
-                self._channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: answered.set())
+                self._channel.basic_qos(prefetch_count=self.prefetch, callback=lambda _: answered.set())
             else:
                 answered.set()
 
@@ -177,19 +182,28 @@ class Subscription:
         self._channel = channel
         channel.add_on_close_callback(self._on_closed)
         channel.add_on_cancel_callback(self._on_cancelled)
-        channel.basic_qos(prefetch_count=self._prefetch, callback=self._limited)
+        channel.basic_qos(prefetch_count=self.prefetch, callback=self._limited)
 
     def _limited(self, _: Any) -> None:
         self._consumer_tag = self._channel.basic_consume(
             self.queue_name, self._on_message, callback=lambda _: self.decided.set()
         )
 
+    def _limit(self) -> None:
+        """A consumer has the limit that it began with: another takes its place, which begins before it ends."""
+        if self.ended is not None or self.cancelled or not self._consumer_tag or not self._channel.is_open:
+            return
+        before = self._consumer_tag
+        self._channel.basic_qos(prefetch_count=self.prefetch, callback=lambda _: None)
+        self._consumer_tag = self._channel.basic_consume(self.queue_name, self._on_message, callback=lambda _: None)
+        self._channel.basic_cancel(before, callback=lambda _: None)
+
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         tag = method.delivery_tag
         arrival = Arrival(tag, method.redelivered, properties, body, method.exchange, method.routing_key)
         self.outstanding[tag] = arrival
         self._arrived.put(arrival)
-        if len(self._owed) > self._prefetch // 4:
+        if len(self._owed) > self.prefetch // 4:
             # Here anyway: a busy consumer need not wake this thread for its acks.
             self._flush()
 

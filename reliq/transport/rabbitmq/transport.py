@@ -21,6 +21,7 @@ from dramatiq.common import q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.logging import get_logger
 from dramatiq.message import Message
+from dramatiq.worker import QUEUE_PREFETCH
 
 from ...message.letter import DeadLetter
 from ..base import Depth, Finding, Transport
@@ -172,7 +173,17 @@ class RabbitTransport(Transport[RabbitmqBroker]):
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Consumer:
         """A consumer of our own."""
-        return consumer_for(self, queue_name, prefetch, timeout)
+        most = prefetch if QUEUE_PREFETCH or not self.is_paced else None
+        return consumer_for(self, queue_name, most, timeout)
+
+    def places_of(self, subscription: Subscription | None) -> int:
+        """How many messages a queue may have here: the broker counts for each queue alone, so the busy ones share."""
+        pace = self.pace
+        return max(1, math.ceil(pace.window / max(1, self.intake.busy(subscription)))) if pace is not None else 1
+
+    def others_serve(self, queue_name: str) -> bool:
+        """Whether anybody else consumes a queue."""
+        return self.desk.consumers(queue_name) > len(self.intake.of(queue_name))
 
     def declare_for_worker(self, queue_name: str, *, anew: bool) -> None:
         """All that a worker's queue needs. Where rights for what is ours are missing the queue is consumed all the

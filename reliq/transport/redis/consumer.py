@@ -200,7 +200,8 @@ class RedisConsumer(SettlingConsumer):
     # -- giving back ---------------------------------------------------------------------------------------------
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Give prefetched messages back to the head of their queue, in order. Raises `ConnectionClosed`."""
+        """Give prefetched messages back to the head of their queue, in order. Raises `ConnectionClosed`; what was not
+        given back then is found again by `_reclaim`."""
         tokens = [message.token for message in messages if isinstance(message, Delivered)]
         self._give_back(tokens)
 
@@ -214,9 +215,14 @@ class RedisConsumer(SettlingConsumer):
     def _give_back(self, tokens: list[str]) -> None:
         if not tokens:
             return
-        self.transport.requeue_ids(self.queue_name, tokens)
-        for token in tokens:
-            self.release(token)
+        try:
+            self.transport.requeue_ids(self.queue_name, tokens)
+        except ConnectionClosed:
+            self.transport.forget(self.queue_name, tokens)
+            raise
+        finally:
+            for token in tokens:
+                self.release(token)
 
 
 class RedisDelayConsumer(RedisConsumer):

@@ -16,7 +16,6 @@ from dramatiq.logging import get_logger
 
 from ...message.letter import worker_identity
 from .clock import wall_ms
-from .spare import Spare
 
 if TYPE_CHECKING:
     from dramatiq.worker import Worker
@@ -43,7 +42,6 @@ class Keeper:
         #: Server time, ms: until then the lease of a worker that beat when this one did cannot have run out.
         self._reap_until_ms = 0
         self._complained_at = -60.0
-        self._spare = Spare(transport)
         self._thread = threading.Thread(target=self._run, name="reliq-keeper", daemon=True)
         self._about = json.dumps({**worker_identity(transport.settings.version), "since": int(time.time() * 1000)})
 
@@ -89,7 +87,7 @@ class Keeper:
             self._beat_at = mono + settings.beat_every_ms / 1000
         if not queues:
             return PROMOTE_EVERY_S
-        self._spare.look(mono)
+        self._transport.spare.look(mono)
         if mono >= self._reap_at:
             self.reap(queues)
             self._reap_at = mono + settings.lease_ms / 5000

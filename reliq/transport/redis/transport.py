@@ -41,6 +41,8 @@ from .scripts import Scripts, private_client
 if TYPE_CHECKING:
     from dramatiq.worker import Worker
 
+#: A worker of plain Dramatiq beats with each of its commands; an idle one about once a second. ms.
+STOCK_ALIVE_MS = 5_000
 #: One script stores at most this many messages, so that it never holds the server for long.
 MOST_PER_PUBLISH = 100
 
@@ -266,9 +268,9 @@ class RedisTransport(Transport[RedisBroker]):
         self.scripts.run("requeue", [self.broker_id, queue_name, *tokens], f"returning to queue {queue_name!r}")
         self.forget(queue_name, tokens)
 
-    def others_serve(self, queue_name: str, stock_alive_ms: int) -> bool:
-        """Whether another live worker could take messages of a queue."""
-        arguments = [self.broker_id, queue_name, stock_alive_ms]
+    def others_serve(self, queue_name: str) -> bool:
+        """Whether another worker lives that serves a queue, or one of plain Dramatiq that may."""
+        arguments = [self.broker_id, queue_name, STOCK_ALIVE_MS]
         return bool(self.scripts.run("others", arguments, f"looking for other workers of queue {queue_name!r}"))
 
     def relocate(self, queue_name: str, moves: list[tuple[str, float]]) -> None:

@@ -1,49 +1,57 @@
 """Gives back what waits here for a thread while all threads are held up, so that other workers can take it.
 
-Caller: the keeper, at each of its rounds. What was taken ahead was taken in the belief that tasks are quick; when they
-turn out to be slow, a quick one must not wait behind them. Only where another worker serves the queue: else it would
-be fetched again for nothing.
+Callers: the keeper (Redis), the consumers (RabbitMQ), several times a second. What was taken ahead was taken in the
+belief that tasks are quick; when they turn out to be slow, a quick one must not wait behind them. Only where another
+worker serves the queue: else it would be fetched again for nothing.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.common import iter_queue
-from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
-
-from ..delivered import Delivered
 
 if TYPE_CHECKING:
     from dramatiq.worker import Worker
 
-    from .transport import RedisTransport
+    from .base import Transport
 
 #: For how long no run has ended, before it is looked whether anybody else is there. Seconds.
 HELD_UP_S = 0.05
 #: How often that is asked while the threads are held up. Seconds.
 ASK_EVERY_S = 1.0
-#: A worker of plain Dramatiq beats with each of its commands; an idle one once a second or so. ms.
-STOCK_ALIVE_MS = 5_000
 
 
 class Spare:
     """What one worker process could spare."""
 
-    def __init__(self, transport: RedisTransport) -> None:
+    def __init__(self, transport: Transport[Any]) -> None:
         self._transport = transport
         self._logger = get_logger(__name__, type(self))
+        self._looking = threading.Lock()
         self._ended = -1
         self._since = self._ask_at = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for a thread."""
+        return sum(worker.work_queue.qsize() for worker in self._transport.workers)
+
     def look(self, mono: float) -> None:
-        """Give back what waits, if it has to. Raises `ConnectionClosed`."""
+        """Give back what waits, if it has to; `mono` is now, in monotonic seconds. Raises `ConnectionClosed`."""
+        if self._looking.acquire(blocking=False):
+            try:
+                self._look(mono)
+            finally:
+                self._looking.release()
+
+    def _look(self, mono: float) -> None:
         pace = self._transport.pace
-        waiting = sum(worker.work_queue.qsize() for worker in self._transport.workers)
-        if pace is None or not waiting or pace.ended != self._ended:
+        if pace is None or pace.ended != self._ended or not self.waiting:
             self._ended = pace.ended if pace is not None else -1
             self._since = self._ask_at = mono
             return
@@ -62,22 +70,17 @@ class Spare:
             worker.work_queue.task_done()
             by_queue[item.message.queue_name].append(item)
         given = 0
-        for queue_name, items in by_queue.items():
-            if self._transport.others_serve(queue_name, STOCK_ALIVE_MS):
-                self._requeue(queue_name, [item.message for item in items])
-                given += len(items)
-            else:
+        try:
+            for queue_name, items in by_queue.items():
+                if self._transport.others_serve(queue_name):
+                    spared = [item.message for item in items if item.message.consumer.can_spare(item.message)]
+                    by_queue[queue_name] = [item for item in items if not item.message.consumer.can_spare(item.message)]
+                    if spared:
+                        # Whatever becomes of it: they are not ours any more, or found again by their consumer.
+                        spared[0].consumer.requeue(spared)
+                        given += len(spared)
+        finally:
+            for items in by_queue.values():
                 for item in items:
                     worker.work_queue.put(item)
         return given
-
-    def _requeue(self, queue_name: str, messages: list[Delivered]) -> None:
-        try:
-            self._transport.requeue_ids(queue_name, [message.token for message in messages])
-        except ConnectionClosed:
-            # Whether it was done is not known: what is still held here is found again as after a lost fetch.
-            self._transport.forget(queue_name, [message.token for message in messages])
-            raise
-        finally:
-            for message in messages:
-                message.consumer.release(message.token)
