@@ -24,6 +24,7 @@ _WHERE = {
     "Delivery": "reliq.middleware.delivery",
     "Finding": "reliq.transport.base",
     "Install": "reliq.wiring",
+    "JSONEncoder": "reliq.message.encoder",
     "LetterError": "reliq.errors",
     "NotSupported": "reliq.errors",
     "OptionError": "reliq.errors",
@@ -42,6 +43,7 @@ __all__ = [  # noqa: PLE0604, RUF100
     "Delivery",
     "Finding",
     "Install",
+    "JSONEncoder",
     "LetterError",
     "NotSupported",
     "OptionError",
@@ -57,6 +59,7 @@ __all__ = [  # noqa: PLE0604, RUF100
 
 if TYPE_CHECKING:
     from .errors import Defer, LetterError, NotSupported, OptionError, Permanent, WiringError
+    from .message.encoder import JSONEncoder
     from .middleware.dead_letters import DeadLetters
     from .middleware.delivery import Delivery
     from .middleware.retries import Retries

@@ -18,6 +18,7 @@ from typing import ClassVar
 import pytest
 
 from tests.transport.promises.callbacks import Callbacks
+from tests.transport.promises.encoders import Encoders
 from tests.transport.promises.foreign import ForeignBodies
 from tests.transport.promises.interrupts import Interrupts
 from tests.transport.promises.kills import Kills
@@ -38,7 +39,7 @@ CAPABILITIES = {
 
 
 class TransportContract(
-    Sending, Settling, Callbacks, Interrupts, Kills, ForeignBodies, UnknownActors, Queues, Letters, Subclasses
+    Sending, Settling, Callbacks, Interrupts, Kills, ForeignBodies, Encoders, UnknownActors, Queues, Letters, Subclasses
 ):
     """All promises."""
 
