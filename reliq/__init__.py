@@ -22,6 +22,7 @@ _WHERE = {
     "DeadLetters": "reliq.middleware.dead_letters",
     "Defer": "reliq.errors",
     "Delivery": "reliq.middleware.delivery",
+    "EnqueueErrors": "reliq.errors",
     "Finding": "reliq.transport.base",
     "Install": "reliq.wiring",
     "JSONEncoder": "reliq.message.encoder",
@@ -33,6 +34,7 @@ _WHERE = {
     "WiringError": "reliq.errors",
     "Without": "reliq.wiring",
     "check": "reliq.wiring",
+    "enqueue_many": "reliq.sending.batches",
     "install": "reliq.wiring",
     "transient": "reliq.policy.transient",
 }
@@ -41,6 +43,7 @@ __all__ = [  # noqa: PLE0604, RUF100
     "DeadLetters",
     "Defer",
     "Delivery",
+    "EnqueueErrors",
     "Finding",
     "Install",
     "JSONEncoder",
@@ -53,17 +56,19 @@ __all__ = [  # noqa: PLE0604, RUF100
     "Without",
     "__version__",
     "check",
+    "enqueue_many",
     "install",
     "transient",
 ]
 
 if TYPE_CHECKING:
-    from .errors import Defer, LetterError, NotSupported, OptionError, Permanent, WiringError
+    from .errors import Defer, EnqueueErrors, LetterError, NotSupported, OptionError, Permanent, WiringError
     from .message.encoder import JSONEncoder
     from .middleware.dead_letters import DeadLetters
     from .middleware.delivery import Delivery
     from .middleware.retries import Retries
     from .policy.transient import transient
+    from .sending.batches import enqueue_many
     from .transport.base import Finding
     from .wiring import Install, Without, check, install
 

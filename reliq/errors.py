@@ -6,7 +6,10 @@ Guarantee: every text names the thing that is wrong and ends in what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 from dramatiq.errors import Retry
+from dramatiq.message import Message
 from dramatiq.middleware import MiddlewareError
 
 
@@ -52,6 +55,26 @@ class LetterError(ValueError):
     """A dead letter that is not there, or that cannot be replayed as it is."""
 
 
+class EnqueueErrors(Exception):
+    """Some messages of an `enqueue_many` were not sent; all others were.
+
+    `sent` are the messages that were, in order; `failed` is `(index, message, error)` of each that was not.
+    """
+
+    def __init__(self, sent: list[Message[Any]], failed: list[tuple[int, Message[Any], Exception]]) -> None:
+        super().__init__(sent, failed)
+        self.sent = sent
+        self.failed = failed
+
+    def __str__(self) -> str:
+        index, message, error = self.failed[0]
+        count = f"{len(self.failed)} of {len(self.failed) + len(self.sent)} messages were not sent"
+        first = f"number {index} (actor {message.actor_name!r}, queue {message.queue_name!r}): "
+        return (
+            f"{count}; the first is {first}{type(error).__name__}: {error}. See .failed for each, .sent for the rest."
+        )
+
+
 # The names users see in logs and letters are the ones they import.
-for _class in (Permanent, Defer, OptionError, WiringError, NotSupported, LetterError):
+for _class in (Permanent, Defer, OptionError, WiringError, NotSupported, LetterError, EnqueueErrors):
     _class.__module__ = "reliq"

@@ -213,11 +213,14 @@ def attach(broker: Broker) -> Transport[Any]:
 def _attach(broker: Broker) -> Transport[Any]:
     transport = transport_of(broker)
     if transport is None:
+        from .sending.batches import batch_groups
+
         _refuse_pickle()
         transport = transport_class(broker)(broker)
         for queue_name in transport.declared_queues():
             check_queue_name(queue_name)
         transport.attach()
+        batch_groups()
         broker.__dict__[_MARK] = {"transport": transport, "installed": False}
         lifecycle = Lifecycle(transport, lambda: on_boot(broker))
         # A new list: whoever is iterating over the old one (a signal that is under way) is left in peace.

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -26,7 +27,7 @@ from ..message.letter import DeadLetter
 from .pace import Pace
 from .settlement import Publish, Settlement, Store
 from .settling import captured_send, outgoing
-from .signals import Signals, ending_message
+from .signals import Signals, ending_message, running_message
 from .spare import Spare
 from .work_queue import WorkQueue
 
@@ -117,6 +118,11 @@ class Finding:
     fix: str
 
 
+class _Collecting(threading.local):
+    #: What is collected on this thread, or None.
+    items: list[tuple[Message[Any], int | None]] | None = None
+
+
 class Transport(ABC, Generic[B]):
     """The reliable way to and from one live broker."""
 
@@ -141,6 +147,7 @@ class Transport(ABC, Generic[B]):
         #: How much they take ahead; None while none runs.
         self.pace: Pace | None = None
         self.spare = Spare(self)
+        self._collecting = _Collecting()
         #: True from the moment a worker begins to stop: nothing more is fetched, what cannot settle is let go.
         self.draining = False
         self._prepare: Callable[[Message[Any]], Message[Any]] | None = getattr(broker, "prepare", None)
@@ -215,10 +222,50 @@ class Transport(ABC, Generic[B]):
         ending = ending_message()
         if ending is not None and ending.captured is not None and ending.consumer.transport is self:
             return self._capture(ending.captured, message, delay)
+        collected = self._collecting.items
+        if collected is not None:
+            collected.append((message, delay))
+            return message
         publish = self.outgoing(message, delay)
         self.publish(publish)
         self.broker.emit_after("enqueue", publish.message, delay)
         return publish.message
+
+    def enqueue_many(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any] | Exception]:
+        """`enqueue` for many with their delays, in few round trips; one outcome per item, in order: the message as it
+        was sent, or why it was not."""
+        ending = ending_message()
+        if ending is not None and ending.captured is not None and ending.consumer.transport is self:
+            captured = ending.captured
+            return [self._capture(captured, message, delay) for message, delay in messages]
+        outcomes: list[Message[Any] | Exception] = []
+        publishes: dict[int, tuple[Publish, int | None]] = {}
+        for index, (message, delay) in enumerate(messages):
+            outcomes.append(message)
+            try:
+                publishes[index] = self.outgoing(message, delay), delay
+            except Exception as exc:
+                outcomes[index] = exc
+        told = self.publish_many([publish for publish, _ in publishes.values()])
+        for (index, (publish, delay)), error in zip(publishes.items(), told):
+            outcomes[index] = publish.message if error is None else error
+            if error is None:
+                self.broker.emit_after("enqueue", publish.message, delay)
+        return outcomes
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[tuple[Message[Any], int | None]]]:
+        """What this thread enqueues meanwhile is not sent but collected, with its delays: for `enqueue_many`."""
+        before = self._collecting.items
+        items: list[tuple[Message[Any], int | None]] = []
+        self._collecting.items = items
+        try:
+            yield items
+        finally:
+            self._collecting.items = before
+            if before is not None:
+                before.extend(items)
+                items.clear()
 
     def outgoing(self, message: Message[Any], delay: int | None = None) -> Publish:
         """A message as it would be sent: its envelope, `before_enqueue`, its body. Nothing is written."""
@@ -376,6 +423,12 @@ class Transport(ABC, Generic[B]):
                 "redact failed; letter %s is shown without its content.", letter["id"], exc_info=True
             )
         return {key: letter[key] for key in ("id", "queue", "actor", "reason", "died_at")}
+
+
+def running_broker() -> Broker | None:
+    """The broker of the message that runs on this thread, or None."""
+    running = running_message()
+    return running.consumer.transport.broker if running is not None else None
 
 
 def check_queue_name(queue_name: str) -> None:

@@ -51,10 +51,16 @@ _SETTLES = ("ack", "nack")
 
 
 class _Ending(threading.local):
+    running: Delivered | None = None
     message: Delivered | None = None
 
 
 _ending = _Ending()
+
+
+def running_message() -> Delivered | None:
+    """The message that runs on this thread, from before its first hook to its settle."""
+    return _ending.running
 
 
 def ending_message() -> Delivered | None:
@@ -64,7 +70,7 @@ def ending_message() -> Delivered | None:
 
 def release_ending() -> None:
     """The message of this thread is settled: what is sent from here on leaves at once."""
-    _ending.message = None
+    _ending.message = _ending.running = None
 
 
 class Signals:
@@ -86,7 +92,10 @@ class Signals:
         anything else would leave the message with a worker that has forgotten it."""
         if signal == "process_message":
             release_ending()
-            args[0].started_mono = time.monotonic()
+            message = args[0]
+            message.started_mono = time.monotonic()
+            if isinstance(message, Delivered):
+                _ending.running = message
         hooks = self._hooks(self._before, "before_", signal)
         for hook in hooks:
             try:

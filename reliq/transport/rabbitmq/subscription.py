@@ -15,7 +15,7 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from .errors import Failure, Refusal, refusal_of
+from .errors import NOT_FOUND, Failure, Refusal, code_of, refusal_of
 from .link import Link
 
 #: An ack waits at most this long for others to go out with it.
@@ -185,18 +185,23 @@ class Subscription:
         channel.basic_qos(prefetch_count=self.prefetch, callback=self._limited)
 
     def _limited(self, _: Any) -> None:
+        if self.cancelled or not self._channel.is_open:
+            self.decided.set()
+            return
         self._consumer_tag = self._channel.basic_consume(
             self.queue_name, self._on_message, callback=lambda _: self.decided.set()
         )
 
     def _limit(self) -> None:
-        """A consumer has the limit that it began with: another takes its place, which begins before it ends."""
-        if self.ended is not None or self.cancelled or not self._consumer_tag or not self._channel.is_open:
-            return
-        before = self._consumer_tag
-        self._channel.basic_qos(prefetch_count=self.prefetch, callback=lambda _: None)
-        self._consumer_tag = self._channel.basic_consume(self.queue_name, self._on_message, callback=lambda _: None)
-        self._channel.basic_cancel(before, callback=lambda _: None)
+        """A consumer keeps the limit that it began with: it ends, and another takes its place. Not before: of two at a
+        time one would overtake the other."""
+        if self.ended is None and not self.cancelled and self._consumer_tag and self._channel.is_open:
+            tag, self._consumer_tag = self._consumer_tag, ""
+            self._channel.basic_cancel(tag, callback=self._begin_anew)
+
+    def _begin_anew(self, _: Any) -> None:
+        if self.ended is None and not self.cancelled and self._channel.is_open:
+            self._channel.basic_qos(prefetch_count=self.prefetch, callback=self._limited)
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         tag = method.delivery_tag
@@ -215,6 +220,8 @@ class Subscription:
             self._channel.close()
 
     def _on_closed(self, channel: Any, exc: BaseException) -> None:
+        # All that is asked of a queue on this channel is to consume it: where that finds none, it was deleted.
+        self.queue_gone = self.queue_gone or code_of(exc) == NOT_FOUND
         self.end(refusal_of(exc))
 
     def end(self, why: Failure) -> None:
@@ -261,6 +268,7 @@ class Subscription:
                 self._channel.basic_nack(tag, requeue=True)
 
     def _cancel(self) -> None:
+        # Without a tag there is no consumer at the moment, and there will be none: `cancelled` says so.
         if self.ended is None and self._channel is not None and self._channel.is_open and self._consumer_tag:
             self._channel.basic_cancel(self._consumer_tag, callback=lambda _: None)
 

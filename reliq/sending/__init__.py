@@ -1,0 +1,1 @@
+"""Sending more than one message at a time."""
