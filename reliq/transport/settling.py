@@ -134,6 +134,11 @@ def mended(transport: Transport[Any], settlement: Settlement, refused: Unstorabl
     if delivered is None or (isinstance(item, Bury) and item.body == delivered.body):
         raise refused
     reason: Reason = "rejected" if refused.limit is None else "too_large"
+    if isinstance(item, Publish):
+        # What the run raised says more than what refused its copy.
+        failure = Failure.of(delivered.actor_name, delivered.exception or refused)
+        bury = bury_delivered(transport, delivered, Verdict.dead(reason, failure))
+        return replace(settlement, outcome="dead", store=(bury, *store[1:], *announced(transport, bury)))
     unstorable = Unreadable(reason, str(refused), delivered.message)
     store[refused.index] = bury_raw(transport, settlement.queue_name, delivered.body, unstorable)
     return replace(settlement, outcome="dead", store=tuple(store))

@@ -4,11 +4,14 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 from reliq.testing import RabbitmqApi, RabbitmqServer, RedisServer, RunLog
 from reliq.testing.plugin import MakeProxy, MakeWorkers
+from tests.faults.rabbit_applications import Application
 from tests.faults.rabbit_stage import RabbitStage
 from tests.faults.stage import Stage
 
@@ -80,3 +83,25 @@ def mortal_rabbit_stage(
     mortal_rabbitmq.add_vhost(vhost)
     with RabbitStage(mortal_rabbitmq, vhost, fault_proxy(mortal_rabbitmq), worker_group, run_log) as stage:
         yield stage
+
+
+@pytest.fixture
+def application(shared_rabbitmq: RabbitmqApi, vhost: str) -> Iterator[Callable[..., Application]]:
+    """Makes applications in the test's vhost, closed after it."""
+    made: list[Application] = []
+
+    def make(
+        mode: str = "reliq",
+        queues: tuple[str, ...] | list[str] = ("default",),
+        *,
+        cls: type[RabbitmqBroker] = RabbitmqBroker,
+        user: str | None = None,
+        where: str = vhost,
+        **options: Any,
+    ) -> Application:
+        made.append(Application(shared_rabbitmq.url(where, user=user), mode, list(queues), cls, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import dramatiq
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.worker import Worker
 
-import reliq
 from reliq.testing import RabbitmqApi, eventually
 from reliq.wiring import transport_of
+from tests.faults.rabbit_applications import Application
 from tests.faults.rabbit_census import connected
 from tests.faults.stage import SLACK, message
 
@@ -33,82 +30,6 @@ class QuorumBroker(RabbitmqBroker):
 
     def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
         return {**super()._build_queue_arguments(queue_name), "x-queue-type": "quorum"}
-
-
-class Application:
-    """One process's half of an application: a broker, actors on its queues, and what they have run."""
-
-    def __init__(self, url: str, mode: str, queues: list[str], cls: type[RabbitmqBroker], **options: Any) -> None:
-        self.ran: list[int] = []
-        send_timeout = options.pop("send_timeout", 15_000)  # the machine may be busy
-        self.broker = cls(url=url, **options)
-        if mode == "reliq":
-            reliq.install(self.broker, reliq.Delivery(send_timeout=send_timeout))
-        for queue in queues:
-            dramatiq.actor(self.ran.append, actor_name=f"work-{queue}", queue_name=queue, broker=self.broker)
-            dramatiq.actor(
-                self._fail, actor_name=f"doomed-{queue}", queue_name=queue, broker=self.broker, max_retries=0
-            )
-            dramatiq.actor(
-                self._flake, actor_name=f"flaky-{queue}", queue_name=queue, broker=self.broker, min_backoff=10
-            )
-        self._failed: set[int] = set()
-
-    def send(self, actor: str, queue: str, key: int, delay: int | None = None) -> None:
-        """Send one task to a queue."""
-        self.broker.enqueue(message(f"{actor}-{queue}", key, queue=queue), delay=delay)
-
-    def has_run(self, number: int) -> bool:
-        """Whether so many tasks have ended."""
-        return len(self.ran) >= number
-
-    @contextmanager
-    def working(self, threads: int = 2) -> Iterator[None]:
-        """While a worker of this application runs, in this process."""
-        worker = Worker(self.broker, worker_timeout=50, worker_threads=threads)
-        worker.start()
-        try:
-            yield
-        finally:
-            worker.stop(timeout=10_000)
-
-    def close(self) -> None:
-        """Close every connection."""
-        transport = transport_of(self.broker)
-        if transport is not None:
-            transport.disconnect()
-        self.broker.close()
-
-    def _fail(self, key: int) -> None:
-        raise ValueError(f"for good: {key}")
-
-    def _flake(self, key: int) -> None:
-        if key not in self._failed:
-            self._failed.add(key)
-            raise ValueError(f"once: {key}")
-        self.ran.append(key)
-
-
-@pytest.fixture
-def application(shared_rabbitmq: RabbitmqApi, vhost: str) -> Iterator[Callable[..., Application]]:
-    """Makes applications in the test's vhost, closed after it."""
-    made: list[Application] = []
-
-    def make(
-        mode: str = "reliq",
-        queues: tuple[str, ...] | list[str] = ("default",),
-        *,
-        cls: type[RabbitmqBroker] = RabbitmqBroker,
-        user: str | None = None,
-        where: str = vhost,
-        **options: Any,
-    ) -> Application:
-        made.append(Application(shared_rabbitmq.url(where, user=user), mode, list(queues), cls, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
 
 
 @pytest.fixture

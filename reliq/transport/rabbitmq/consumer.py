@@ -169,6 +169,8 @@ class RabbitConsumer(SettlingConsumer):
         if subscription is not None:
             self.transport.intake.forget(subscription)
             self.logger.warning("Queue %r: the consumer is opened again: %s", self.queue_name, subscription.ended)
+            # Said once; what keeps it from being opened says so itself.
+            self.subscription = None
         try:
             self.subscription = self._opened_anew(subscription)
         except BrokerConnectionError as exc:

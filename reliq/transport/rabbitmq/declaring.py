@@ -19,7 +19,7 @@ from dramatiq.logging import get_logger
 from ...errors import OptionError
 from . import topology
 from .control import Step
-from .errors import NO_RIGHT, NOT_FOUND, OTHER_ARGUMENTS, Refusal
+from .errors import NO_RIGHT, NOT_FOUND, OTHER_ARGUMENTS, NotLetIn, Refusal
 from .topology import Ladder, QueueType
 
 #: Does steps on the broker; see `control.run`.
@@ -173,15 +173,20 @@ class Declarations:
             self._kinds.pop(queue_name, None)
             self._dead.pop(queue_name, None)
 
-    def stands(self) -> bool:
+    def stands(self, *, whole: bool = False) -> bool:
         """Whether the exchanges that this process has declared are still there: without them what comes off the ladder,
-        and letters, end nowhere."""
+        and letters, end nowhere. `whole`: each step of the ladder too, which is a hundred questions."""
         names = [name for kind in self._ladders for name in (Ladder(kind).out, Ladder(kind).unrouted)]
         if topology.DEAD_EXCHANGE in self._dead.values():
             names += [topology.DEAD_EXCHANGE, Ladder("classic").unrouted]
+        steps = [Step("exchange_declare", {"exchange": name, "passive": True}) for name in names]
+        for kind in self._ladders if whole else ():
+            for level in Ladder(kind).levels():
+                steps += [Step("exchange_declare", {"exchange": level, "passive": True}), topology.passive(level)]
+            steps.append(topology.passive(Ladder(kind).unrouted))
         try:
-            if names:
-                self._run([Step("exchange_declare", {"exchange": name, "passive": True}) for name in names])
+            for start in range(0, len(steps), STEPS_AT_ONCE):
+                self._run(steps[start : start + STEPS_AT_ONCE])
         except Refusal as exc:
             if exc.code != NOT_FOUND:
                 raise
@@ -276,6 +281,14 @@ class Declarations:
         return True
 
     def _without_right(self, what: str, exc: Refusal) -> Refusal:
+        if isinstance(exc, NotLetIn):
+            return exc
+        if exc.code == OTHER_ARGUMENTS:
+            return Refusal(
+                f"{what} stands in another form than reliq gives it: {exc}. Somebody else has declared it: move what "
+                "it holds, delete it, and let reliq declare it.",
+                exc.code,
+            )
         if exc.code != NO_RIGHT:
             return exc
         user_needs = "configure, write and read"
@@ -290,6 +303,8 @@ class Declarations:
         try:
             yield
         except Refusal as exc:
+            if isinstance(exc, NotLetIn):
+                raise
             if exc.code == OTHER_ARGUMENTS:
                 raise Refusal(
                     f"queue {queue_name!r} (or its .DQ or .XQ) stands with other arguments than this application's "

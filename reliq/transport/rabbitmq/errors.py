@@ -54,6 +54,10 @@ class Refusal(Failure):
         self.code = code
 
 
+class NotLetIn(Refusal):
+    """There is no connection: the server refused it."""
+
+
 class TooLarge(Refusal):
     """The body is larger than `limit`, the largest that the server takes."""
 

@@ -18,6 +18,8 @@ from .topology import Ladder
 #: Of a message that comes back: written by the broker about its past, not to be sent again. A message with an
 #: `x-death` of ours would be taken for one that goes in circles, and dropped.
 _BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Where its first sender wanted copies: the broker has made them, and would make them again.
+_COPIES = ("CC", "BCC")
 #: Kept when a message is sent again. Not `expiration`, which would end it on the ladder, nor `user_id`, which the
 #: broker checks against who publishes.
 _KEPT = (
@@ -77,18 +79,19 @@ def letter_frame(bury: Bury, exchange: str, came: Any = None, *, again: bool = F
 
 def user_headers(came: Any) -> dict[str, Any]:
     """The headers of a message that others wrote, without those of the broker and of reliq."""
-    headers: Mapping[str, Any] = getattr(came, "headers", None) or {}
-    return {
-        name: value
-        for name, value in headers.items()
-        if not name.startswith(_BROKERS_OWN) and not name.startswith("x-reliq-")
-    }
+    return {name: value for name, value in _headers(came).items() if not name.startswith("x-reliq-")}
 
 
 def user_properties(came: Any) -> pika.BasicProperties:
     """The properties of a message that is moved, with all that reliq wrote and nothing of the broker's."""
-    headers = {name: value for name, value in (came.headers or {}).items() if not name.startswith(_BROKERS_OWN)}
-    return _properties(came, headers, None)
+    return _properties(came, _headers(came), None)
+
+
+def _headers(came: Any) -> dict[str, Any]:
+    """What others and reliq wrote. A name that is not UTF-8 comes as bytes, and is sent as text."""
+    headers: Mapping[str | bytes, Any] = getattr(came, "headers", None) or {}
+    named = ((_short(name.decode("latin-1") if isinstance(name, bytes) else name), headers[name]) for name in headers)
+    return {name: value for name, value in named if not name.startswith(_BROKERS_OWN) and name not in _COPIES}
 
 
 def _properties(came: Any, headers: dict[str, Any], priority: Any) -> pika.BasicProperties:

@@ -22,6 +22,8 @@ DRAIN_EVERY_S = 3.0
 #: How long unrouted messages of queues that this worker does not know are let alone.
 LEAVE_FOR_S = 30.0
 EXPIRE_EVERY_S = 60.0
+#: How often each step of the ladder is looked at.
+WHOLE_EVERY_S = 15.0
 
 
 class Keeper:
@@ -32,7 +34,7 @@ class Keeper:
         self._worker = worker
         self._logger = get_logger(__name__, type(self))
         self._stopping = threading.Event()
-        self._drain_at = self._expire_at = 0.0
+        self._drain_at = self._expire_at = self._whole_at = 0.0
         self._thread = threading.Thread(target=self._run, name="reliq-keeper", daemon=True)
 
     def start(self) -> None:
@@ -58,8 +60,11 @@ class Keeper:
         """Do what is due at `mono` (seconds). Raises `ConnectionClosed`."""
         transport = self._transport
         queues = set(transport.declared_queues())
-        if not transport.declared.stands():
-            self._logger.error("Exchanges of reliq were deleted; they are declared again.")
+        whole = mono >= self._whole_at
+        if whole:
+            self._whole_at = mono + WHOLE_EVERY_S
+        if not transport.declared.stands(whole=whole):
+            self._logger.error("Exchanges or delay queues of reliq were deleted; they are declared again.")
             transport.declared.forget_all()
             for queue_name in sorted(queues):
                 transport.declare_for_worker(queue_name, anew=True)

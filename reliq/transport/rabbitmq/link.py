@@ -25,7 +25,8 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
 from pika.adapters.select_connection import IOLoop
 
-from .errors import PIKA_ERRORS, Failure, Refusal, explain, refusal_of
+from .errors import PIKA_ERRORS, Failure, NotLetIn, Refusal, explain, refusal_of
+from .tolerant import tolerate
 
 #: The pause before a connection is opened again: doubled from the first to the longest, times U(0.5, 1). Seconds.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -74,6 +75,7 @@ class Link:
     def start(self) -> None:
         """Start the thread, which connects."""
         _quieten_pika()
+        tolerate()
         _links.add(self)
         self._ioloop.add_callback_threadsafe(self._connect)
         self._thread.start()
@@ -84,7 +86,7 @@ class Link:
         deadline = time.monotonic() + timeout_s
         while not self.is_open.wait(min(0.05, max(0.0, deadline - time.monotonic()))):
             if self.refusal is not None:
-                raise Refusal(f"RabbitMQ refuses the connection: {self.refusal}", self.refusal.code)
+                raise NotLetIn(f"RabbitMQ refuses the connection: {self.refusal}", self.refusal.code)
             if time.monotonic() >= deadline:
                 raise Failure(f"RabbitMQ cannot be reached: {self.why or 'connecting'}")
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pika
 
-from .errors import NO_RIGHT, NOT_FOUND, PIKA_ERRORS, Failure, Refusal, code_of, explain, refusal_of
+from . import topology
+from .errors import LOCKED, NO_RIGHT, NOT_FOUND, PIKA_ERRORS, Failure, Refusal, code_of, explain, refusal_of
 from .link import prepared
 from .subscription import Arrival
 
@@ -30,6 +32,8 @@ HEARTBEAT_S = 600.0
 CLOSE_S = 3.0
 #: How long a message that is asked for and not wanted any more may take to come. Seconds.
 STRAGGLER_S = 1.0
+#: How often it is looked whether a reader before us is gone. Seconds.
+LOOK_EVERY_S = 0.02
 #: The most that AMQP can ask for at a time. A quorum queue that is asked for no number stops at 2,000.
 WINDOW = 65_535
 
@@ -58,6 +62,17 @@ class Reading:
             raise self._error(exc) from exc
         return self
 
+    def _lock(self) -> None:
+        """Keep other readers away from now on, until the connection ends: a consumer alone would not keep them from
+        seeing what is left of the queue while it begins and ends. Without the right to it, a consumer has to do."""
+        channel = self._connection.channel()
+        try:
+            channel.queue_declare(topology.reading_name(self.queue_name), exclusive=True)
+            channel.close()
+        except pika.exceptions.ChannelClosedByBroker as exc:
+            if exc.reply_code == LOCKED:
+                raise
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -84,19 +99,12 @@ class Reading:
         """All that lie in the queue now, in its order; none where there is no such queue. Raises `Refusal` when
         somebody else reads or consumes it, `ConnectionClosed` when the broker is lost."""
         try:
-            self._left = self._asked().message_count
-            if not self._left:
-                # A quorum queue's count lags behind (what a reader has just given back is not in it), a get does not.
-                first = self.take()
-                if first is None:
-                    if self._asked().consumer_count:
-                        # All that lies in it may be in the hands of somebody else.
-                        raise self._taken()
-                    return
-                self._left = self._behind
+            self._lock()
+            first = self._found()
+            if first is not None:
                 yield first
-                if not self._left:
-                    return
+            if not self._left:
+                return
             # What comes later stays where it is.
             self._channel.basic_qos(prefetch_count=self._left if self._left <= WINDOW else 0)
             for method, properties, body in self._consumed(self._channel, PATIENCE_S):
@@ -119,6 +127,22 @@ class Reading:
             if code_of(exc) == NOT_FOUND:
                 return
             raise self._error(exc) from exc
+
+    def _found(self) -> Arrival | None:
+        """Count what lies in the queue (`_left`); the first of it where it had to be taken to be counted."""
+        gone_by = time.monotonic() + CLOSE_S
+        while (asked := self._asked()).consumer_count:
+            # A reader before us whose end the queue has not heard of yet, or somebody else who holds what lies in it.
+            if time.monotonic() >= gone_by:
+                raise self._taken()
+            time.sleep(LOOK_EVERY_S)
+        self._left = asked.message_count
+        if self._left:
+            return None
+        # A quorum queue that is slow to answer counts 0.
+        first = self.take()
+        self._left = self._behind if first is not None else 0
+        return first
 
     def _asked(self) -> Any:
         return self._channel.queue_declare(self.queue_name, passive=True).method
@@ -158,7 +182,7 @@ class Reading:
             raise self._error(exc) from exc
 
     def _error(self, exc: BaseException) -> Failure:
-        if code_of(exc) == NO_RIGHT and "exclusive" in explain(exc):
+        if code_of(exc) == LOCKED or (code_of(exc) == NO_RIGHT and "exclusive" in explain(exc)):
             return self._taken()
         if self._channel is None:
             first = self._parameters[0]
@@ -175,9 +199,10 @@ class Reading:
 
 
 def _close(connection: Any, coming: Iterator[Any], left: int) -> None:
-    with contextlib.suppress(*PIKA_ERRORS):  # else it is gone, and the broker has taken back what was ours
+    with contextlib.suppress(*PIKA_ERRORS):  # else the channel is gone, and the broker has taken back what was ours
         # Taken to the end: pika would give back one by one what it holds, before what was handed out, and a quorum
         # queue keeps them in the order in which they come back.
         while left and next(coming)[0] is not None:
             left -= 1
+    with contextlib.suppress(*PIKA_ERRORS):
         connection.close()

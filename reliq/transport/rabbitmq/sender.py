@@ -105,7 +105,9 @@ class Sender:
     def forget(self, batch: Batch, items: Sequence[Store]) -> None:
         """What a batch missed is declared again at its next use."""
         declared = self._transport.declared
-        if any(isinstance(each, Refusal) for each in batch.outcomes):
+        delayed = any(isinstance(item, Publish) and item.delay_ms for item in items)
+        if any(isinstance(each, Refusal) or (delayed and isinstance(each, Unroutable)) for each in batch.outcomes):
+            # An exchange is gone, or a step of the ladder.
             declared.forget_all()
         for item in items:
             declared.forget(q_name(item.message.queue_name) if isinstance(item, Publish) else item.queue)

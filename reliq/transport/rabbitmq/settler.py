@@ -117,6 +117,14 @@ class Settler:
                 if exc.code in (OTHER_ARGUMENTS, CANNOT_BE_SENT):
                     raise Unstorable(str(exc), index, limit=getattr(exc, "limit", None)) from exc
                 raise
+            except (TypeError, ValueError, pika.exceptions.AMQPError) as exc:
+                # A header that its sender could write and we cannot: the message must not be lost over it.
+                self._logger.error(
+                    "Queue %r: properties of a message cannot be sent again (%r); it goes on without them.",
+                    settlement.queue_name,
+                    exc,
+                )
+                frames.append(self._transport.sender.frame(item, None, again=own and again))
         return frames
 
     def _store(self, settlement: Settlement, arrival: Arrival, wait_s: float) -> None:

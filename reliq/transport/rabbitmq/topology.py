@@ -139,6 +139,11 @@ def letters_exchange() -> list[Step]:
     ]
 
 
+def reading_name(queue_name: str) -> str:
+    """The exclusive queue that is there while somebody reads a queue: its name is the lock, nothing lies in it."""
+    return f"{OURS}reading.{queue_name}"
+
+
 def dead_name(queue_name: str) -> str:
     """The queue of a queue's dead letters."""
     return f"{queue_name}.dead"
