@@ -14,6 +14,8 @@ HORIZON_S = 0.005
 MOST_AHEAD = 256
 #: The share of the latest run in the mean: a slow one among hundreds of quick ones is not forgotten at once.
 WEIGHT = 0.02
+#: How many runs must have ended for their mean to be believed: the first few may be the quick ones.
+ENOUGH = 30
 
 
 class Pace:
@@ -33,7 +35,8 @@ class Pace:
         """A run has taken so long."""
         self.ended += 1
         mean = self._mean_s
-        self._mean_s = seconds if mean is None else mean + WEIGHT * (seconds - mean)
+        weight = max(WEIGHT, 1 / self.ended)
+        self._mean_s = seconds if mean is None else mean + weight * (seconds - mean)
 
     def stalls(self, seconds: float) -> None:
         """All threads have been busy for so long, and none has ended: runs are no quicker than that."""
@@ -41,13 +44,11 @@ class Pace:
 
     @property
     def window(self) -> int:
-        """How many messages the process may hold, those that run included. As long as nothing is known, twice the
-        threads, as Dramatiq does."""
-        mean = self._mean_s
-        if mean is None:
-            return 2 * self.threads
-        if mean * MOST_AHEAD <= self.threads * HORIZON_S:
-            return self.threads + MOST_AHEAD
+        """How many messages the process may hold, those that run included. As long as little is known, at most twice
+        the threads, as Dramatiq does."""
+        mean, most = self._mean_s, MOST_AHEAD if self.ended >= ENOUGH else self.threads
+        if mean is None or mean * most <= self.threads * HORIZON_S:
+            return self.threads + most
         return self.threads + int(self.threads * HORIZON_S / mean)
 
     @property
