@@ -7,10 +7,12 @@ of a heap behind a lock; from the first message of another priority on, they are
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import threading
 import time
-from queue import SimpleQueue
+from collections import deque
+from queue import Empty, SimpleQueue
 from typing import Any
 
 #: How often `join` looks. Seconds.
@@ -31,6 +33,8 @@ class WorkQueue:
         self._priority: Any = None
         self._sorted: list[Any] = []
         self._sorting = threading.Lock()
+        #: Of those who wait, a lock each that is held; the longest wait first.
+        self._bells: deque[threading.Lock] = deque()
         #: Per thread: how many it has put, and how many it has said to be done.
         self._came = _Tally([])
         self._ended = _Tally([])
@@ -42,19 +46,56 @@ class WorkQueue:
             self._priority = item.priority
         if item.priority == self._priority:
             self._line.put(item)
-            return
-        self._priority = _MANY
-        with self._sorting:
-            heapq.heappush(self._sorted, item)
-        self._line.put(_TICKET)
+        else:
+            self._priority = _MANY
+            with self._sorting:
+                heapq.heappush(self._sorted, item)
+            self._line.put(_TICKET)
+        if self._bells:
+            self._ring()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """The next item. Raises `queue.Empty` when none comes within `timeout` seconds."""
-        item = self._line.get(block, timeout)
+        try:
+            item = self._line.get_nowait()
+        except Empty:
+            if not block:
+                raise
+            item = self._waited_for(timeout)
         if item is not _TICKET:
             return item
         with self._sorting:
             return heapq.heappop(self._sorted)
+
+    def _waited_for(self, timeout: float | None) -> Any:
+        """Not by the line's own timeout: until Python 3.12, where another thread takes the item that it was woken for,
+        it may wait for ever."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            # A new one each time: the one before may be about to ring.
+            bell = threading.Lock()
+            bell.acquire()
+            self._bells.append(bell)
+            # Looked at again now: who put an item in between heard of nobody waiting.
+            rings = self._line.empty() and bell.acquire(
+                timeout=-1 if until is None else max(0.0, until - time.monotonic())
+            )
+            if not rings:
+                with contextlib.suppress(ValueError):  # else somebody has just taken it from the list, to ring it
+                    self._bells.remove(bell)
+            with contextlib.suppress(Empty):
+                item = self._line.get_nowait()
+                # A ring that was meant for us may be another's, if we were quicker.
+                if not self._line.empty():
+                    self._ring()
+                return item
+            if until is not None and time.monotonic() >= until:
+                raise Empty
+
+    def _ring(self) -> None:
+        """Wake the one who has waited longest."""
+        with contextlib.suppress(IndexError):
+            self._bells.popleft().release()
 
     def get_nowait(self) -> Any:
         """The next item, at once. Raises `queue.Empty`."""
@@ -75,7 +116,9 @@ class WorkQueue:
     @property
     def unfinished_tasks(self) -> int:
         """How many were put and not said to be done."""
-        return self._came.total() - self._ended.total()
+        # In this order: what comes and ends in between counts as unfinished, never the other way round.
+        ended = self._ended.total()
+        return self._came.total() - ended
 
     def join(self) -> None:
         """Wait until all that was put has been worked on. For tests."""

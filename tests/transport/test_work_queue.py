@@ -253,6 +253,50 @@ def test_join_is_never_early_while_threads_hand_on_their_items() -> None:
             line.put(Item(0, -1))
 
 
+def test_a_get_ends_with_its_timeout_though_others_take_what_it_was_woken_for() -> None:
+    """8 threads with timeouts of 5 ms between bursts of items, 30 times: in the quiet after each burst every thread
+    comes back empty-handed. One that did not would never hear that its worker stops. (Until Python 3.12 a
+    `SimpleQueue.get` whose timeout ends while another thread takes its item waits without one.)"""
+    line, stopping, quiet = WorkQueue(), threading.Event(), threading.Event()
+    empty_handed = [0] * 8
+
+    def take(thread: int) -> None:
+        while not stopping.is_set():
+            try:
+                line.get(timeout=0.005)
+            except Empty:
+                empty_handed[thread] += quiet.is_set()
+            else:
+                line.task_done()
+                sum(range(3_000))  # the task's own work
+
+    threads = [threading.Thread(target=take, args=(thread,), daemon=True) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    stuck = []
+    for number in range(30):
+        quiet.clear()
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            for _ in range(10):
+                line.put(Item(0, number))
+            stopping.wait(0.005)
+        line.join()
+        quiet.set()
+        before = list(empty_handed)
+        try:
+            eventually(lambda before=before: all(now > was for now, was in zip(empty_handed, before)), 2, 0.002)
+        except TimeoutError:
+            stuck.append([thread for thread in range(8) if empty_handed[thread] == before[thread]])
+            break
+    stopping.set()
+    for _ in threads:
+        line.put(Item(0, -1))  # wakes those that wait for ever
+    for thread in threads:
+        thread.join(LONG_S / 2)
+    assert stuck == []
+
+
 # -- on a worker -------------------------------------------------------------------------------------------------------
 
 
