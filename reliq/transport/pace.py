@@ -25,6 +25,7 @@ class Pace:
         self.threads = threads
         #: What a run takes, seconds; None before the first has ended.
         self._mean_s: float | None = None
+        self._stalled = False
         #: How many have ended. Not exact: only whether it moves is asked for.
         self.ended = 0
 
@@ -40,15 +41,18 @@ class Pace:
 
     def stalls(self, seconds: float) -> None:
         """All threads have been busy for so long, and none has ended: runs are no quicker than that."""
+        self._stalled = True
         self._mean_s = max(seconds, self._mean_s or 0.0)
 
     @property
     def window(self) -> int:
-        """How many messages the process may hold, those that run included. As long as little is known, at most twice
-        the threads, as Dramatiq does."""
-        mean, most = self._mean_s, MOST_AHEAD if self.ended >= ENOUGH else self.threads
-        if mean is None or mean * most <= self.threads * HORIZON_S:
-            return self.threads + most
+        """How many messages the process may hold, those that run included. As long as little is known, twice the
+        threads, as Dramatiq does."""
+        mean = self._mean_s
+        if mean is None or not (self.ended >= ENOUGH or self._stalled):
+            return 2 * self.threads
+        if mean * MOST_AHEAD <= self.threads * HORIZON_S:
+            return self.threads + MOST_AHEAD
         return self.threads + int(self.threads * HORIZON_S / mean)
 
     @property

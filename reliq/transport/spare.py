@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dramatiq.worker import Worker
 
     from .base import Transport
+    from .pace import Pace
 
 #: For how long no run has ended, before it is looked whether anybody else is there. Seconds.
 HELD_UP_S = 0.05
@@ -51,19 +52,20 @@ class Spare:
 
     def _look(self, mono: float) -> None:
         pace = self._transport.pace
-        if pace is None or pace.ended != self._ended or not self.waiting:
-            self._ended = pace.ended if pace is not None else -1
-            self._since = self._ask_at = mono
+        if pace is None or not self.waiting:
+            self._ended = -1
+            return
+        if pace.ended != self._ended:
+            self._ended, self._since, self._ask_at = pace.ended, mono, mono
             return
         if mono - self._since < HELD_UP_S or mono < self._ask_at or self._transport.draining:
             return
         self._ask_at = mono + ASK_EVERY_S
-        given = sum(self._give_back(worker) for worker in self._transport.workers)
+        given = sum(self._give_back(worker, pace) for worker in self._transport.workers)
         if given:
-            pace.stalls(time.monotonic() - self._since)
             self._logger.debug("%d messages that waited behind slow tasks are back in their queues.", given)
 
-    def _give_back(self, worker: Worker) -> int:
+    def _give_back(self, worker: Worker, pace: Pace) -> int:
         """What waits for the threads of one worker; returns how many went back."""
         by_queue: dict[str, list[Any]] = defaultdict(list)
         for item in iter_queue(worker.work_queue):
@@ -76,6 +78,7 @@ class Spare:
                     spared = [item.message for item in items if item.message.consumer.can_spare(item.message)]
                     by_queue[queue_name] = [item for item in items if not item.message.consumer.can_spare(item.message)]
                     if spared:
+                        pace.stalls(time.monotonic() - self._since)
                         # Whatever becomes of it: they are not ours any more, or found again by their consumer.
                         spared[0].consumer.requeue(spared)
                         given += len(spared)

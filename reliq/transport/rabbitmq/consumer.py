@@ -257,6 +257,12 @@ class RabbitConsumer(SettlingConsumer):
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Give prefetched messages back to where they were in their queue. Raises `ConnectionClosed`."""
+        subscription = self.subscription
+        if subscription is not None and self._most is None and not self.transport.draining:
+            # First, so that they do not come here again.
+            wanted = self.transport.places_of(subscription)
+            if wanted < subscription.prefetch:
+                subscription.limit(wanted)
         tags: dict[int, tuple[Subscription, list[int]]] = {}
         for message in messages:
             if isinstance(message, Delivered):

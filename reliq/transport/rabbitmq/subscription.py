@@ -21,6 +21,9 @@ from .link import Link
 #: An ack waits at most this long for others to go out with it.
 WINDOW_S = 0.002
 
+#: How often a consumer that has more than it may have looks whether it may go on. Seconds.
+ROOM_EVERY_S = 0.01
+
 _epochs = count(1)
 
 
@@ -199,9 +202,15 @@ class Subscription:
             tag, self._consumer_tag = self._consumer_tag, ""
             self._channel.basic_cancel(tag, callback=self._begin_anew)
 
-    def _begin_anew(self, _: Any) -> None:
-        if self.ended is None and not self.cancelled and self._channel.is_open:
+    def _begin_anew(self, _: Any = None) -> None:
+        if self.ended is not None or self.cancelled or not self._channel.is_open:
+            return
+        self._flush()
+        if len(self.outstanding) < self.prefetch:
             self._channel.basic_qos(prefetch_count=self.prefetch, callback=self._limited)
+        else:
+            # What came to the one before counts for it, not for its successor, which would bring as many again.
+            self._link.later(ROOM_EVERY_S, self._begin_anew)
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         tag = method.delivery_tag
