@@ -77,9 +77,11 @@ class SettlingConsumer(Consumer):
     def put_off(self, token: str, body: bytes, eta_ms: float) -> bool:
         """A message that is not due: see to it that it waits in the broker. False: it is due after all."""
 
-    def can_spare(self, message: Delivered) -> bool:
-        """Whether giving a message back that was not run does it no harm."""
-        return True
+    def spare(self, messages: list[Delivered]) -> list[Delivered]:
+        """Give back messages that wait for a thread, for other workers to run; returns those that stay, because giving
+        them back would harm them, or because they are nobody else's."""
+        self.requeue(messages)
+        return []
 
     # -- opening -----------------------------------------------------------------------------------------------
 

@@ -75,13 +75,12 @@ class Spare:
         try:
             for queue_name, items in by_queue.items():
                 if self._transport.others_serve(queue_name):
-                    spared = [item.message for item in items if item.message.consumer.can_spare(item.message)]
-                    by_queue[queue_name] = [item for item in items if not item.message.consumer.can_spare(item.message)]
-                    if spared:
-                        pace.stalls(time.monotonic() - self._since)
-                        # Whatever becomes of it: they are not ours any more, or found again by their consumer.
-                        spared[0].consumer.requeue(spared)
-                        given += len(spared)
+                    pace.stalls(time.monotonic() - self._since)
+                    # Whatever becomes of it: they are not ours any more, or found again by their consumer.
+                    by_queue[queue_name] = []
+                    stay = items[0].message.consumer.spare([item.message for item in items])
+                    by_queue[queue_name] = [item for item in items if any(item.message is each for each in stay)]
+                    given += len(items) - len(stay)
         finally:
             for items in by_queue.values():
                 for item in items:

@@ -201,19 +201,16 @@ class Post:
         self.workers = [SimpleNamespace(work_queue=self.line)]
         self.draining = False
         self.others = others
-        self.spare = Spare(self)  # type: ignore[arg-type]
+        self.keeper = Spare(self)  # type: ignore[arg-type]
 
     def others_serve(self, queue_name: str) -> bool:
         """As it was told."""
         return self.others
 
-    def can_spare(self, message: Any) -> bool:
-        """Each."""
-        return True
-
-    def requeue(self, messages: list[Any]) -> None:
-        """Noted."""
+    def spare(self, messages: list[Any]) -> list[Any]:
+        """All of them, noted."""
         self.given += [message.number for message in messages]
+        return []
 
     def came(self, *numbers: int) -> None:
         """Messages that wait for a thread."""
@@ -228,10 +225,10 @@ def test_what_waits_is_given_back_when_no_run_has_ended_for_a_while() -> None:
     post.came(1, 2, 3)
     for step in range(5):
         post.pace.ran(0.000_01)
-        post.spare.look(step * HELD_UP_S * 2)
+        post.keeper.look(step * HELD_UP_S * 2)
     assert post.given == []
     for step in range(1, 4):
-        post.spare.look(5 * HELD_UP_S * 2 + step * HELD_UP_S)
+        post.keeper.look(5 * HELD_UP_S * 2 + step * HELD_UP_S)
     assert post.given == [1, 2, 3]
     assert (post.line.qsize(), post.line.unfinished_tasks, post.pace.window) == (0, 0, 4)
 
@@ -240,12 +237,12 @@ def test_what_waits_is_kept_where_nobody_else_is_and_asked_for_once_a_second() -
     """Alone: it keeps its place and order; when another comes it is given back at the next time it is asked."""
     post = Post(others=False)
     post.came(1, 2, 3)
-    post.spare.look(0.0)
-    post.spare.look(HELD_UP_S * 2)
+    post.keeper.look(0.0)
+    post.keeper.look(HELD_UP_S * 2)
     post.others = True
-    post.spare.look(HELD_UP_S * 2 + ASK_EVERY_S / 2)
+    post.keeper.look(HELD_UP_S * 2 + ASK_EVERY_S / 2)
     assert (post.given, post.line.qsize(), post.line.unfinished_tasks) == ([], 3, 3)
-    post.spare.look(HELD_UP_S * 2 + ASK_EVERY_S * 1.1)
+    post.keeper.look(HELD_UP_S * 2 + ASK_EVERY_S * 1.1)
     assert post.given == [1, 2, 3]
 
 
@@ -253,10 +250,10 @@ def test_what_comes_to_an_idle_worker_is_not_given_back_at_once() -> None:
     """Nothing has ended for a second because nothing was there. What has just come waits for a thread that is free: no
     stall, and the pace stays what it was."""
     post = Post()
-    post.spare.look(0.0)
-    post.spare.look(HELD_UP_S / 2)
+    post.keeper.look(0.0)
+    post.keeper.look(HELD_UP_S / 2)
     post.came(1, 2, 3)
-    post.spare.look(1.0)
+    post.keeper.look(1.0)
     assert (post.given, post.line.qsize(), post.pace.window) == ([], 3, 4 + MOST_AHEAD)
 
 
@@ -403,3 +400,33 @@ def test_many_queues_share_the_places_and_cost_few_round_trips(redis_server: Red
         assert done == Counter(range(1_200))
         assert most <= 4 + MOST_AHEAD
         assert scripts / 1_200 < 0.2
+
+
+def test_what_is_given_back_on_a_channel_that_is_gone_runs_here(rabbit: Stage, figure: Figure) -> None:
+    """Two tasks hold both threads, two wait, and the connection is lost just when they are to be given back: they come
+    again, and each of the four runs, once."""
+    gate, ran, transport = threading.Event(), [], rabbit.transport
+    hold = dramatiq.actor(lambda number: gate.wait(20) and ran.append(number), actor_name="hold")
+    work = dramatiq.actor(lambda number: ran.append(number), actor_name="work")
+    asked = threading.Event()
+
+    def lost_meanwhile(queue_name: str) -> bool:
+        if not asked.is_set():
+            (subscription,) = transport.intake.of("default")
+            subscription._link.call(subscription._link.drop)
+            eventually(lambda: not subscription.alive, 10, what="the loss of the channel")
+            asked.set()
+            return True
+        return False
+
+    transport.others_serve = lost_meanwhile
+    enqueue_many([hold.message(0), hold.message(1), work.message(2), work.message(3)])
+    rabbit.worker(threads=2)
+    assert asked.wait(10)
+    eventually(
+        lambda: [bool(each.outstanding) for each in transport.intake.of("default")] == [True], 10, what="them again"
+    )
+    gate.set()
+    rabbit.wait_for(0, 0, 0, 0)
+    figure(f"4 sent, ran {sorted(ran)}")
+    assert sorted(ran) == [0, 1, 2, 3]

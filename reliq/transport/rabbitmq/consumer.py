@@ -246,23 +246,33 @@ class RabbitConsumer(SettlingConsumer):
             return  # no run has seen it
         super()._report(settlement, ours)
 
-    def can_spare(self, message: Delivered) -> bool:
-        """Whether the queue does not count deliveries, or has counted few."""
-        subscription, tag = self.transport.intake.delivery(message.token)
-        arrival = subscription.outstanding.get(tag) if subscription is not None else None
-        counted = (arrival.properties.headers or {}).get("x-delivery-count", 0) if arrival is not None else 0
-        return isinstance(counted, int) and counted < MOST_SPARED
-
     # -- giving back ---------------------------------------------------------------------------------------------
 
-    def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Give prefetched messages back to where they were in their queue. Raises `ConnectionClosed`."""
+    def spare(self, messages: list[Delivered]) -> list[Delivered]:
+        """Give back what waits for a thread, but not too often. What came on a channel that is gone stays: it comes
+        again, and waits for what becomes of this one."""
         subscription = self.subscription
-        if subscription is not None and self._most is None and not self.transport.draining:
+        if subscription is not None and self._most is None:
             # First, so that they do not come here again.
             wanted = self.transport.places_of(subscription)
             if wanted < subscription.prefetch:
                 subscription.limit(wanted)
+        stay: list[Delivered] = []
+        spared: list[Delivered] = []
+        for message in messages:
+            let_go = not self._was_often_spared(message) and self.transport.intake.let_go(message.token)
+            (spared if let_go else stay).append(message)
+        self.requeue(spared)
+        return stay
+
+    def _was_often_spared(self, message: Delivered) -> bool:
+        subscription, tag = self.transport.intake.delivery(message.token)
+        arrival = subscription.outstanding.get(tag) if subscription is not None else None
+        counted = (arrival.properties.headers or {}).get("x-delivery-count", 0) if arrival is not None else 0
+        return not isinstance(counted, int) or counted >= MOST_SPARED
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Give prefetched messages back to where they were in their queue. Raises `ConnectionClosed`."""
         tags: dict[int, tuple[Subscription, list[int]]] = {}
         for message in messages:
             if isinstance(message, Delivered):

@@ -107,6 +107,16 @@ class Intake:
             return None, tag
         return subscription, tag
 
+    def let_go(self, token: str) -> bool:
+        """A delivery is not going to be run here. False if its channel is gone: then it counts as running."""
+        epoch, tag = epoch_and_tag(token)
+        with self._ending:
+            subscription = self._subscriptions.get(epoch)
+            if subscription is None or not subscription.alive or tag not in subscription.outstanding:
+                return False
+            subscription.handed.pop(tag, None)
+            return True
+
     def queue_gone(self, token: str) -> bool:
         """Whether a delivery that is not ours any more was of a queue that was deleted: it never comes again."""
         epoch, _ = epoch_and_tag(token)
