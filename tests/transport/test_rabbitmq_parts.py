@@ -170,6 +170,13 @@ class TestCopies:
         del message
         assert copies.arrives(self.KEY, 2, redelivered=True, marked=False) == "run"
 
+    def test_one_that_was_given_back_unrun_runs_when_it_comes_again(self) -> None:
+        """It does not wait for itself."""
+        copies = Copies()
+        assert copies.arrives(self.KEY, 1, redelivered=True, marked=True) == "run"
+        copies.given_back(self.KEY)
+        assert copies.arrives(self.KEY, 1, redelivered=True, marked=True) == "run"
+
     def test_memory_is_bounded(self) -> None:
         """The oldest go first."""
         copies = Copies()

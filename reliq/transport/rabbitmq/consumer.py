@@ -260,7 +260,8 @@ class RabbitConsumer(SettlingConsumer):
         stay: list[Delivered] = []
         spared: list[Delivered] = []
         for message in messages:
-            let_go = not self._was_often_spared(message) and self.transport.intake.let_go(message.token)
+            assert isinstance(message, RabbitDelivered)
+            let_go = not self._was_often_spared(message) and self.transport.intake.let_go(message)
             (spared if let_go else stay).append(message)
         self.requeue(spared)
         return stay

@@ -85,6 +85,11 @@ class Copies:
         with self._lock:
             return self._ended.pop(key, None)
 
+    def given_back(self, key: Key) -> None:
+        """An arrival was not run after all: when it comes again it waits for nobody."""
+        with self._lock:
+            self._running.pop(key, None)
+
     def settled(self, key: Key, *, marked: bool) -> None:
         """An attempt has ended here, its delivery still ours."""
         with self._lock:

@@ -107,14 +107,15 @@ class Intake:
             return None, tag
         return subscription, tag
 
-    def let_go(self, token: str) -> bool:
+    def let_go(self, message: RabbitDelivered) -> bool:
         """A delivery is not going to be run here. False if its channel is gone: then it counts as running."""
-        epoch, tag = epoch_and_tag(token)
+        epoch, tag = epoch_and_tag(message.token)
         with self._ending:
             subscription = self._subscriptions.get(epoch)
             if subscription is None or not subscription.alive or tag not in subscription.outstanding:
                 return False
             subscription.handed.pop(tag, None)
+            self._copies.given_back(message.key)
             return True
 
     def queue_gone(self, token: str) -> bool:
