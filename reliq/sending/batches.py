@@ -32,7 +32,8 @@ def enqueue_many(
 
     Each is sent as safely as a single one: on Redis it is stored when this returns, on RabbitMQ confirmed. Raises
     `EnqueueErrors`, after all others are sent, if some could not be: it has the ones that were (`sent`) and
-    `(index, message, error)` of each that was not (`failed`).
+    `(index, message, error)` of each that was not (`failed`). What a generator raises comes through as it is, after up
+    to 1,000 at a time were sent.
     """
     transport = _transport(broker)
     sent: list[Message[Any]] = []

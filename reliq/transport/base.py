@@ -20,7 +20,7 @@ from dramatiq.broker import Broker, Consumer, MessageProxy
 from dramatiq.encoder import Encoder
 from dramatiq.logging import get_logger
 from dramatiq.message import Message, get_encoder
-from dramatiq.worker import ConsumerThread
+from dramatiq.worker import QUEUE_PREFETCH, ConsumerThread
 
 from ..errors import NotSupported, OptionError
 from ..message.letter import DeadLetter
@@ -219,9 +219,9 @@ class Transport(ABC, Generic[B]):
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Stands in for `Broker.enqueue`. While a message ends on this thread, what its callbacks send joins its
         settle; else it is published, and `ConnectionClosed` raised within `send_timeout` where that fails."""
-        ending = ending_message()
-        if ending is not None and ending.captured is not None and ending.consumer.transport is self:
-            return self._capture(ending.captured, message, delay)
+        captured = self._capturing()
+        if captured is not None:
+            return self._capture(captured, message, delay)
         collected = self._collecting.items
         if collected is not None:
             collected.append((message, delay))
@@ -234,9 +234,8 @@ class Transport(ABC, Generic[B]):
     def enqueue_many(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any] | Exception]:
         """`enqueue` for many with their delays, in few round trips; one outcome per item, in order: the message as it
         was sent, or why it was not."""
-        ending = ending_message()
-        if ending is not None and ending.captured is not None and ending.consumer.transport is self:
-            captured = ending.captured
+        captured = self._capturing()
+        if captured is not None:
             return [self._capture(captured, message, delay) for message, delay in messages]
         outcomes: list[Message[Any] | Exception] = []
         publishes: dict[int, tuple[Publish, int | None]] = {}
@@ -271,6 +270,11 @@ class Transport(ABC, Generic[B]):
         """A message as it would be sent: its envelope, `before_enqueue`, its body. Nothing is written."""
         return outgoing(self, message, delay)
 
+    def _capturing(self) -> list[Store] | None:
+        """Where sends of this thread go while a message of ours ends on it; else None."""
+        ending = ending_message()
+        return ending.captured if ending is not None and ending.consumer.transport is self else None
+
     def _capture(self, captured: list[Store], message: Message[Any], delay: int | None) -> Message[Any]:
         """Keep a send for the settle of the message that is ending."""
         kept = captured_send(self, message, delay)
@@ -297,6 +301,11 @@ class Transport(ABC, Generic[B]):
         """Write a settlement: durably, once, in one atomic step where the broker can. Repeating it is harmless; False
         when the delivery was no longer ours and nothing was written.
         Raises `ConnectionClosed` when the broker cannot be reached."""
+
+    def most_held(self, prefetch: int) -> int | None:
+        """The most that the calling consumer may hold of its queue, which was asked for with `prefetch`; None where the
+        pace decides alone."""
+        return prefetch if QUEUE_PREFETCH or not self.is_paced else None
 
     @property
     def is_paced(self) -> bool:

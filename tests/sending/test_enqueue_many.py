@@ -24,32 +24,10 @@ from reliq.testing.plugin import MakeProxy
 from reliq.wiring import transport_of
 from tests.faults.stage import SLACK
 from tests.transport.promises.sending import Ear, Refuser
-from tests.transport.rabbit_maker import RabbitMaker
-from tests.transport.redis_maker import RedisMaker
-from tests.transport.rig import Maker, Stage, as_handed_out, staged
+from tests.transport.rig import Stage, as_handed_out, staged
 from tests.transport.stub_maker import StubMaker
 
 Make = Callable[..., Stage]
-
-
-@pytest.fixture(params=["stub", "redis", "rabbitmq"])
-def maker(request: pytest.FixtureRequest) -> Iterator[Maker]:
-    """Each kind of broker in turn."""
-    if request.param == "stub":
-        yield StubMaker()
-    elif request.param == "redis":
-        yield RedisMaker(request.getfixturevalue("shared_redis"))
-    else:
-        maker = RabbitMaker(request.getfixturevalue("shared_rabbitmq"))
-        yield maker
-        maker.close()
-
-
-@pytest.fixture
-def make(maker: Maker) -> Iterator[Make]:
-    """Makes stages on each kind of broker."""
-    with staged(maker) as make:
-        yield make
 
 
 def nothing(*args: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq
@@ -24,30 +24,10 @@ from reliq.transport.rabbitmq.publisher import Publisher
 from tests.transport.promises.sending import Ear, Refuser
 from tests.transport.rabbit_maker import RabbitMaker
 from tests.transport.redis_maker import RedisMaker
-from tests.transport.rig import SOON, Maker, Stage, as_handed_out, staged, stop
+from tests.transport.rig import SOON, Stage, as_handed_out, staged, stop
 from tests.transport.stub_maker import StubMaker
 
 Make = Callable[..., Stage]
-
-
-@pytest.fixture(params=["stub", "redis", "rabbitmq"])
-def maker(request: pytest.FixtureRequest) -> Iterator[Maker]:
-    """Each kind of broker in turn."""
-    if request.param == "stub":
-        yield StubMaker()
-    elif request.param == "redis":
-        yield RedisMaker(request.getfixturevalue("shared_redis"))
-    else:
-        maker = RabbitMaker(request.getfixturevalue("shared_rabbitmq"))
-        yield maker
-        maker.close()
-
-
-@pytest.fixture
-def make(maker: Maker) -> Iterator[Make]:
-    """Makes stages on each kind of broker."""
-    with staged(maker) as make:
-        yield make
 
 
 def scripts_run(stage: Stage) -> int:

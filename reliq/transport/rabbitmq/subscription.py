@@ -21,9 +21,6 @@ from .link import Link
 #: An ack waits at most this long for others to go out with it.
 WINDOW_S = 0.002
 
-#: How often a consumer that has more than it may have looks whether it may go on. Seconds.
-ROOM_EVERY_S = 0.01
-
 _epochs = count(1)
 
 
@@ -60,6 +57,8 @@ class Subscription:
         #: What was settled on it lately, with the time (monotonic seconds): the transport's memory, see `copies.py`.
         self.lately: deque[tuple[float, Any]] = deque(maxlen=1_000)
         self._scheduled = False
+        #: Whether a consumer has ended whose successor has not begun.
+        self._resting = False
         #: Set once the broker delivers, or has refused to.
         self.decided = threading.Event()
         #: Why nothing comes any more, or None.
@@ -202,15 +201,17 @@ class Subscription:
             tag, self._consumer_tag = self._consumer_tag, ""
             self._channel.basic_cancel(tag, callback=self._begin_anew)
 
-    def _begin_anew(self, _: Any = None) -> None:
-        if self.ended is not None or self.cancelled or not self._channel.is_open:
-            return
+    def _begin_anew(self, _: Any) -> None:
+        self._resting = True
         self._flush()
-        if len(self.outstanding) < self.prefetch:
+
+    def _end_rest(self) -> None:
+        """Begin once fewer are here than the limit: what came to the one before counts for it and not for its
+        successor, which would bring as many again."""
+        alive = self.ended is None and not self.cancelled and self._channel.is_open
+        if self._resting and alive and len(self.outstanding) < self.prefetch:
+            self._resting = False
             self._channel.basic_qos(prefetch_count=self.prefetch, callback=self._limited)
-        else:
-            # What came to the one before counts for it, not for its successor, which would bring as many again.
-            self._link.later(ROOM_EVERY_S, self._begin_anew)
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         tag = method.delivery_tag
@@ -267,6 +268,7 @@ class Subscription:
             self.handed.pop(tag, None)
             if self.outstanding.pop(tag, None) is not None:
                 self._channel.basic_ack(tag)
+        self._end_rest()
 
     def _give_back(self, tags: list[int]) -> None:
         self._flush()
@@ -275,6 +277,7 @@ class Subscription:
             self.handed.pop(tag, None)
             if self.outstanding.pop(tag, None) is not None and self._channel.is_open:
                 self._channel.basic_nack(tag, requeue=True)
+        self._end_rest()
 
     def _cancel(self) -> None:
         # Without a tag there is no consumer at the moment, and there will be none: `cancelled` says so.

@@ -21,7 +21,6 @@ from dramatiq.common import q_name
 from dramatiq.errors import QueueJoinTimeout
 from dramatiq.logging import get_logger
 from dramatiq.message import Message
-from dramatiq.worker import QUEUE_PREFETCH
 
 from ...message.letter import DeadLetter
 from ..base import Depth, Finding, Transport
@@ -173,8 +172,7 @@ class RabbitTransport(Transport[RabbitmqBroker]):
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Consumer:
         """A consumer of our own."""
-        most = prefetch if QUEUE_PREFETCH or not self.is_paced else None
-        return consumer_for(self, queue_name, most, timeout)
+        return consumer_for(self, queue_name, self.most_held(prefetch), timeout)
 
     def places_of(self, subscription: Subscription | None) -> int:
         """How many messages a queue may have here: the broker counts for each queue alone, so the busy ones share."""
