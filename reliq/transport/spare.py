@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.common import iter_queue
@@ -67,22 +66,38 @@ class Spare:
 
     def _give_back(self, worker: Worker, pace: Pace) -> int:
         """What waits for the threads of one worker; returns how many went back."""
-        by_queue: dict[str, list[Any]] = defaultdict(list)
-        for item in iter_queue(worker.work_queue):
-            worker.work_queue.task_done()
-            by_queue[item.message.queue_name].append(item)
+        waiting = _drained(worker)
+        _put_back(worker, waiting)
+        # Asked while they lie in the line: it may take long, and a thread that is free meanwhile takes them.
+        served = {name for name in {item.message.queue_name for item in waiting} if self._transport.others_serve(name)}
+        if not served or self._transport.draining:
+            return 0
+        pace.stalls(time.monotonic() - self._since)
+        waiting = _drained(worker)
+        _put_back(worker, [item for item in waiting if item.message.queue_name not in served])
+        left = {name: [item for item in waiting if item.message.queue_name == name] for name in served}
         given = 0
         try:
-            for queue_name, items in by_queue.items():
-                if self._transport.others_serve(queue_name):
-                    pace.stalls(time.monotonic() - self._since)
-                    # Whatever becomes of it: they are not ours any more, or found again by their consumer.
-                    by_queue[queue_name] = []
+            while left:
+                _, items = left.popitem()
+                if items:
+                    # Where it fails, they are not ours any more, or found again by their consumer.
                     stay = items[0].message.consumer.spare([item.message for item in items])
-                    by_queue[queue_name] = [item for item in items if any(item.message is each for each in stay)]
+                    _put_back(worker, [item for item in items if any(item.message is each for each in stay)])
                     given += len(items) - len(stay)
         finally:
-            for items in by_queue.values():
-                for item in items:
-                    worker.work_queue.put(item)
+            for items in left.values():
+                _put_back(worker, items)
         return given
+
+
+def _drained(worker: Worker) -> list[Any]:
+    items = list(iter_queue(worker.work_queue))
+    for _ in items:
+        worker.work_queue.task_done()
+    return items
+
+
+def _put_back(worker: Worker, items: list[Any]) -> None:
+    for item in items:
+        worker.work_queue.put(item)

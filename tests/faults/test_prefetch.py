@@ -246,6 +246,21 @@ def test_what_waits_is_kept_where_nobody_else_is_and_asked_for_once_a_second() -
     assert post.given == [1, 2, 3]
 
 
+def test_a_thread_that_is_free_takes_what_waits_while_others_are_asked_for() -> None:
+    """The question may take long: what waits lies in the line meanwhile, and is not given back once it is taken."""
+    post, taken = Post(), []
+
+    def asked(queue_name: str) -> bool:
+        taken.append(post.line.get_nowait().message.number)
+        return True
+
+    post.others_serve = asked  # type: ignore[method-assign]
+    post.came(1, 2, 3)
+    post.keeper.look(0.0)
+    post.keeper.look(HELD_UP_S * 2)
+    assert (taken, post.given, post.line.qsize()) == ([1], [2, 3], 0)
+
+
 def test_what_comes_to_an_idle_worker_is_not_given_back_at_once() -> None:
     """Nothing has ended for a second because nothing was there. What has just come waits for a thread that is free: no
     stall, and the pace stays what it was."""
