@@ -1,6 +1,6 @@
 """Gives back what waits here for a thread while all threads are held up, so that other workers can take it.
 
-Callers: the keeper (Redis), the consumers (RabbitMQ), several times a second. What was taken ahead was taken in the
+Callers: the keepers, several times a second. What was taken ahead was taken in the
 belief that tasks are quick; when they turn out to be slow, a quick one must not wait behind them. Only where another
 worker serves the queue: else it would be fetched again for nothing.
 """

@@ -94,8 +94,7 @@ class RabbitConsumer(SettlingConsumer):
                 return message
         if self._most is None:
             self._adapt(subscription)
-        hurried = self._beside or (self._most is None and self.transport.spare.waiting)
-        arrival = subscription.take(min(self._idle_s, LOOK_AGAIN_S) if hurried else self._idle_s)
+        arrival = subscription.take(min(self._idle_s, LOOK_AGAIN_S) if self._beside else self._idle_s)
         return self._handed_out(subscription, arrival) if arrival is not None else None
 
     def _adapt(self, subscription: Subscription) -> None:
@@ -107,10 +106,6 @@ class RabbitConsumer(SettlingConsumer):
         wanted, has = self.transport.places_of(subscription), subscription.prefetch
         if wanted >= 2 * has or wanted <= 3 * has // 4:
             subscription.limit(wanted)
-        try:
-            self.transport.spare.look(now)
-        except BrokerConnectionError as exc:
-            self.logger.debug("Queue %r: what waits here stays: %s", self.queue_name, exc)
 
     def _from_beside(self) -> MessageProxy | None:
         """The first of those that wait for their twins which need not wait any more, and is to run."""

@@ -1,5 +1,5 @@
-"""The thread beside a worker that looks after what no message waits for: unrouted messages, and letters beyond their
-retention.
+"""The thread beside a worker that looks after what no message waits for: unrouted messages, what waits here behind slow
+tasks, and letters beyond their retention.
 
 One per worker. Guarantee: a message that lost its queue is in it again some seconds after a worker has declared it.
 """
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .transport import RabbitTransport
 
 DRAIN_EVERY_S = 3.0
+#: How often it is looked whether messages wait here behind slow tasks.
+LOOK_EVERY_S = 0.1
 #: How long unrouted messages of queues that this worker does not know are let alone.
 LEAVE_FOR_S = 30.0
 EXPIRE_EVERY_S = 60.0
@@ -47,14 +49,19 @@ class Keeper:
         self._thread.join()
 
     def _run(self) -> None:
+        tick_at = 0.0
         while not self._stopping.is_set():
+            now = time.monotonic()
             try:
-                self.tick(time.monotonic())
+                if now >= tick_at:
+                    tick_at = now + DRAIN_EVERY_S
+                    self.tick(now)
+                self._transport.spare.look(now)
             except BrokerConnectionError as exc:
                 self._logger.debug("The keeper waits for RabbitMQ: %s", exc)
             except Exception:
                 self._logger.critical("Unexpected failure of the keeper.", exc_info=True)
-            self._stopping.wait(DRAIN_EVERY_S)
+            self._stopping.wait(LOOK_EVERY_S)
 
     def tick(self, mono: float) -> None:
         """Do what is due at `mono` (seconds). Raises `ConnectionClosed`."""
