@@ -145,7 +145,7 @@ def test_every_public_name_is_in_the_docs() -> None:
 
 
 def test_names_of_reliq_in_the_docs_exist() -> None:
-    """No page promises `reliq.something` that is not there (names of modules, files, and what is declared on RabbitMQ aside)."""
+    """No page promises `reliq.something` that is not there (names of modules, files and on RabbitMQ aside)."""
     said = {(page.name, name) for page in PAGES for name in re.findall(r"\breliq\.(\w+)\b", page.read_text("utf-8"))}
     modules = {path.stem for path in (ROOT / "reliq").iterdir()}
     known = {*reliq.__all__, *modules, "md", "errors", "delay", "dlx", "unrouted", "reading"}
